@@ -1,0 +1,138 @@
+"""The door of every script: arguments in Spanish, errors in one sentence, exit codes of the contract."""
+
+import argparse
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from common import config, console
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1
+EXIT_USAGE = 2
+EXIT_PARTLY = 3
+EXIT_BAD_DATA = 65
+EXIT_NO_BROKER = 69
+EXIT_BAD_CONFIG = 78
+EXIT_INTERRUPTED = 130
+
+# argparse has no Spanish of its own, only a hook for gettext.
+_SPANISH = {
+    "usage: ": "uso: ",
+    "options": "opciones",
+    "positional arguments": "argumentos",
+    "show this help message and exit": "muestra esta ayuda y termina",
+    "%(prog)s: error: %(message)s\n": "Error de uso: %(message)s. Mira la ayuda: %(prog)s --help\n",
+    "the following arguments are required: %s": "falta %s",
+    "one of the arguments %s is required": "falta uno de %s",
+    "unrecognized arguments: %s": "no se conoce %s",
+    "not allowed with argument %s": "no va junto con %s",
+    "expected one argument": "le falta un valor",
+    "expected at most one argument": "admite un valor como mucho",
+    "expected at least one argument": "le falta al menos un valor",
+    "ignored explicit argument %r": "no admite el valor %r",
+    "argument %(argument_name)s: %(message)s": "%(argument_name)s: %(message)s",
+    "invalid choice: %(value)r (choose from %(choices)s)": "%(value)r no vale; elige entre %(choices)s",
+    "invalid %(type)s value: %(value)r": "%(value)r no es un valor válido",
+}
+argparse._ = lambda text: _SPANISH.get(text, text)  # type: ignore[attr-defined]
+
+
+def parser(description: str, with_json: bool = True) -> argparse.ArgumentParser:
+    """A parser that already knows the flags of the settings."""
+    spanish = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    if with_json:
+        spanish.add_argument("--json", action="store_true",
+                             help="datos en la salida estándar, un objeto JSON por línea; el resto, en la de errores")
+    group = spanish.add_argument_group("ajustes (también por variable de entorno o en .env)")
+    group.add_argument("--url", metavar="URL", help="RABBITMQ_URL; varias, separadas por comas, para un clúster")
+    group.add_argument("--retry-delays", metavar="S,S,…", help="RETRY_DELAYS: esperas entre intentos, en segundos")
+    group.add_argument("--state-dir", metavar="CARPETA", help="STATE_DIR: dónde se guarda lo hecho")
+    group.add_argument("--queue-type", metavar="TIPO", help="QUEUE_TYPE: quorum o classic")
+    return spanish
+
+
+def settings(arguments: argparse.Namespace) -> config.Settings:
+    return config.load({
+        "RABBITMQ_URL": arguments.url,
+        "RETRY_DELAYS": arguments.retry_delays,
+        "STATE_DIR": arguments.state_dir,
+        "QUEUE_TYPE": arguments.queue_type,
+    })
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number within bounds."""
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text[:19]) <= most:
+            raise argparse.ArgumentTypeError(f"escribe un número entero de {least} a {most}")
+        return int(text)
+    return parse
+
+
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    """An argparse type: seconds (or another decimal number) within bounds."""
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"escribe un número de {least:g} a {most:g}")
+        return value
+    return parse
+
+
+def paced(items: Iterable, rate: float | None, sleep: Callable[[float], None]) -> Iterator:
+    """The items, at most `rate` a second; without a rate, as fast as they are taken."""
+    started_at = time.monotonic()
+    for index, item in enumerate(items):
+        early = index / rate - (time.monotonic() - started_at) if rate else 0
+        if early > 0:
+            sleep(early)
+        yield item
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run a script's main and exit; whatever went wrong is one sentence, never a traceback."""
+    try:
+        console.set_up("--json" in sys.argv)
+        code = main()
+        sys.stdout.flush()
+    except config.KitError as error:
+        console.complain(str(error))
+        code = error.exit_code
+    except KeyboardInterrupt:
+        console.complain("Interrumpido con Ctrl-C.")
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # `… | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
+    sys.exit(code)
+
+
+def stop_on_signals(runner) -> None:
+    """Ctrl-C and SIGTERM set runner.stop_wanted, and what is under way ends in good order.
+
+    A second one ends the process at once; the broker will deliver again what was not acked.
+    """
+    def wanted(*_):
+        if runner.stop_wanted:
+            os._exit(EXIT_INTERRUPTED)
+        runner.stop_wanted = True
+
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one exists on Windows only
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), wanted)
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; without one the answer is no."""
+    if not sys.stdin or not sys.stdin.isatty():
+        return False
+    print(f"{question} [s/N] ", end="", flush=True, file=console.out())
+    return sys.stdin.readline().strip().lower() in ("s", "si", "sí", "y", "yes")

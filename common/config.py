@@ -1,0 +1,138 @@
+"""Settings of every script: flag > environment > `.env` > default."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+
+DEFAULTS = {
+    "RABBITMQ_URL": "amqp://guest:guest@localhost:5672/%2F",
+    "RETRY_DELAYS": "5,30,120",
+    "STATE_DIR": ".state",
+    "QUEUE_TYPE": "quorum",
+}
+MAX_DELAY_S = 24 * 3600
+MAX_DELAYS = 20  # the journey of a letter travels in its headers; a frame holds so much
+
+
+class KitError(Exception):
+    """What a person is told: str(error) is one Spanish sentence; exit_code ends the script."""
+
+    exit_code = 1
+
+
+class ConfigError(KitError):
+    exit_code = 78
+
+
+@dataclass(frozen=True)
+class Settings:
+    """urls: AMQP URLs of one broker or cluster; retry_delays: seconds, in the order they are waited."""
+
+    urls: tuple[str, ...]
+    retry_delays: tuple[float, ...]
+    state_dir: Path
+    queue_type: str
+
+
+def load(flags: dict[str, str | None] | None = None) -> Settings:
+    """Read the settings; `flags` maps a setting's name to what the command line said.
+
+    Raises ConfigError, which names the setting, what is wrong with it and an example.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if "STATE_DIR" in given:  # a path typed in a shell means that shell's folder
+        given["STATE_DIR"] = str(Path(given["STATE_DIR"]).absolute())
+    values = DEFAULTS | _dotenv() | {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)} | given
+    return Settings(
+        urls=_urls(values["RABBITMQ_URL"]),
+        retry_delays=_delays(values["RETRY_DELAYS"]),
+        state_dir=_state_dir(values["STATE_DIR"]),
+        queue_type=_queue_type(values["QUEUE_TYPE"]),
+    )
+
+
+def masked(url: str) -> str:
+    """The URL without its password, for the screen."""
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, user = head.partition("://")
+    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{tail}"
+
+
+def _dotenv() -> dict[str, str]:
+    file = ROOT / ".env"
+    if not file.exists():
+        return {}
+    from dotenv import dotenv_values  # imported late: --help does not need it
+
+    try:
+        return {name: value for name, value in dotenv_values(file, encoding="utf-8").items() if value}
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError("No se puede leer el archivo .env: guárdalo como texto UTF-8 y vuelve a probar.") from None
+
+
+def _urls(text: str) -> tuple[str, ...]:
+    urls = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not urls:
+        raise ConfigError(f"RABBITMQ_URL está vacía; ejemplo: {DEFAULTS['RABBITMQ_URL']}.")
+    for url in urls:
+        _check_url(url)
+    return urls
+
+
+def _check_url(url: str) -> None:
+    """Say in our words what pika would say with a piece of the password in it (facts, pika 6)."""
+    example = f"ejemplo: {DEFAULTS['RABBITMQ_URL']}."
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(
+            "RABBITMQ_URL no se entiende: revisa el puerto (1 a 65535) y escribe los caracteres"
+            f" especiales de la contraseña codificados (/ es %2F, @ es %40); {example}"
+        ) from None
+    if parts.scheme not in ("amqp", "amqps"):
+        raise ConfigError(f"RABBITMQ_URL debe empezar por amqp:// o amqps://; {example}")
+    if not parts.hostname:
+        raise ConfigError(f"A RABBITMQ_URL le falta el nombre del servidor; {example}")
+    if port == 0:
+        raise ConfigError(f"RABBITMQ_URL tiene el puerto 0; usa uno de 1 a 65535; {example}")
+    if "/" in parts.path[1:]:
+        raise ConfigError(
+            f"El vhost de RABBITMQ_URL lleva una / sin codificar: escríbela como %2F; {example}")
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            "RABBITMQ_URL lleva un ? o un #: si son de la contraseña, escríbelos como %3F y %23;"
+            f" opciones detrás de ? no se admiten; {example}")
+
+
+def _delays(text: str) -> tuple[float, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        delays = tuple(float(part) for part in parts)
+    except ValueError:
+        delays = ()
+    if not delays or len(delays) > MAX_DELAYS or not all(_is_delay(delay) for delay in delays):
+        raise ConfigError(
+            f"RETRY_DELAYS={text!r} no vale: escribe de 1 a {MAX_DELAYS} esperas en segundos, de 0.001 a"
+            f" {MAX_DELAY_S}, separadas por comas; ejemplo: RETRY_DELAYS=5,30,120.")
+    return delays
+
+
+def _is_delay(seconds: float) -> bool:
+    return math.isfinite(seconds) and 0.001 <= seconds <= MAX_DELAY_S
+
+
+def _state_dir(text: str) -> Path:
+    if "\0" in text:
+        raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
+    return ROOT / Path(text).expanduser()
+
+
+def _queue_type(text: str) -> str:
+    if text not in ("quorum", "classic"):
+        raise ConfigError(f"QUEUE_TYPE={text!r} no vale: escribe quorum o classic.")
+    return text

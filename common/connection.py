@@ -1,0 +1,256 @@
+"""Connections to the broker: one that fails at once, one that always comes back; and what broke, in words."""
+
+import itertools
+import logging
+import random
+import ssl
+import struct
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pika
+import pika.data
+from pika.exceptions import (
+    AMQPConnectionError, AMQPError, AMQPHeartbeatTimeout, AuthenticationError, ChannelClosedByBroker,
+    ConnectionBlockedTimeout, ConnectionClosedByBroker, ProbableAccessDeniedError, ProbableAuthenticationError)
+
+from common import console, exchange
+from common.config import ConfigError, KitError, Settings, masked
+
+HEARTBEAT_S = 10
+CONNECT_TIMEOUT_S = 10
+BLOCKED_TIMEOUT_S = 30  # one-shot scripts only: consumers wait an alarm out
+FIRST_BACKOFF_S = 0.2
+LAST_BACKOFF_S = 5.0
+
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # own words for errors (facts, pika 6)
+
+
+class BrokerUnavailable(KitError):
+    exit_code = 69
+
+
+def parameters(url: str, **more) -> pika.URLParameters:
+    wanted = pika.URLParameters(url)
+    wanted.heartbeat = HEARTBEAT_S
+    wanted.socket_timeout = wanted.stack_timeout = CONNECT_TIMEOUT_S
+    wanted.connection_attempts = 1
+    for name, value in more.items():
+        setattr(wanted, name, value)
+    return wanted
+
+
+@contextmanager
+def connect(settings: Settings):
+    """A blocking connection to the first URL that answers, for scripts that do one thing and end.
+
+    Raises BrokerUnavailable, also when the connection breaks within the block, or ConfigError.
+    """
+    connection, url = _first_that_answers(settings)
+    try:
+        yield connection
+    except AMQPError as error:
+        raise refused(error, url) or BrokerUnavailable(
+            f"Se perdió la conexión con el broker ({describe(error)}): mira que esté en marcha"
+            " (python kit.py broker status) y prueba otra vez.") from None
+    finally:
+        _hang_up(connection)
+
+
+def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, str]:
+    problem: Exception = AMQPConnectionError()
+    for url in random.sample(settings.urls, len(settings.urls)):
+        try:
+            return pika.BlockingConnection(parameters(url, blocked_connection_timeout=BLOCKED_TIMEOUT_S)), url
+        except (AMQPError, OSError) as error:
+            problem = error
+            refusal = refused(error, url)
+            if refusal:
+                raise refusal from None
+    raise BrokerUnavailable(
+        f"No hay broker en {places(settings)} ({describe(problem)}): arráncalo con"
+        " python kit.py broker up o revisa RABBITMQ_URL.")
+
+
+def places(settings: Settings) -> str:
+    """Host and port of every URL, for the screen."""
+    found = [urlsplit(url) for url in settings.urls]
+    return ", ".join(f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+                     for parts in found)
+
+
+def refused(error: BaseException, url: str) -> ConfigError | None:
+    """The words for an error that no waiting mends; None for any other."""
+    cause = root_cause(error)
+    if isinstance(cause, (ProbableAuthenticationError, AuthenticationError)) or _code(cause) == 403:
+        return ConfigError("El broker no acepta el usuario o la contraseña de RABBITMQ_URL"
+                           f" ({masked(url)}): corrígelos ahí o en .env.")
+    if isinstance(cause, ProbableAccessDeniedError) or _code(cause) == 530:
+        return ConfigError(f"El broker no da acceso al vhost de RABBITMQ_URL ({masked(url)}): revisa su nombre"
+                           " (el de fábrica, /, se escribe %2F) y los permisos del usuario.")
+    if isinstance(cause, ChannelClosedByBroker) and "inequivalent arg" in cause.reply_text:
+        return exchange.explain_refusal(cause.reply_text)
+    return None
+
+
+def describe(error: BaseException) -> str:
+    """What broke, in a few Spanish words and never with a password in it."""
+    cause = root_cause(error)
+    if isinstance(cause, AMQPHeartbeatTimeout):
+        return "el broker dejó de dar señales de vida"
+    if isinstance(cause, ConnectionBlockedTimeout):
+        return "el broker no admite mensajes: tiene una alarma de memoria o de disco"
+    if _code(cause) == 320:
+        return "el broker se está apagando"
+    if isinstance(cause, (ConnectionClosedByBroker, ChannelClosedByBroker)):
+        return f"el broker cerró la conexión: {console.clean(cause.reply_text)}"
+    if isinstance(cause, ConnectionRefusedError):
+        return "conexión rechazada"
+    if isinstance(cause, ssl.SSLError):
+        return f"fallo de TLS: {cause.reason or 'certificado no válido'}"
+    if isinstance(cause, OSError) and type(cause).__name__ == "gaierror":
+        return "el nombre del servidor no existe"
+    if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+        return "no responde a tiempo"
+    return "la conexión se cortó"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Unwrap what pika wraps: workflow errors hold lists, connector errors hold one."""
+    while True:
+        inner = getattr(error, "exceptions", None) or getattr(error, "exception", None) or error.args[:1]
+        inner = inner[-1] if isinstance(inner, (list, tuple)) and inner else inner
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def _code(error: BaseException) -> int | None:
+    return error.reply_code if isinstance(error, ConnectionClosedByBroker) else None
+
+
+def backoff_s(failures: int) -> float:
+    """Exponential with jitter: after 0, 1, 2 … failures in a row, at most LAST_BACKOFF_S."""
+    return min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 16)) * random.uniform(0.5, 1)
+
+
+class Link:
+    """One connection with one channel on an I/O loop, which comes back by itself until closed.
+
+    on_channel(channel): a new channel is open. on_lost(): it is gone, and what was under way on it
+    is unknown. on_refused(error): the broker said no for good. All are called in the loop's thread.
+    """
+
+    def __init__(self, ioloop, settings: Settings, on_channel, on_lost, on_refused, quiet: bool = False):
+        self.ioloop = ioloop
+        self.blocked = False  # an alarm: the broker reads nothing from a connection that publishes
+        self.closed = False
+        self._urls = itertools.cycle(random.sample(settings.urls, len(settings.urls)))
+        self._url = ""
+        self._on_channel, self._on_lost, self._on_refused = on_channel, on_lost, on_refused
+        self._connection = None
+        self._failures = 0
+        self._quiet = quiet
+        self._said = ""
+
+    def open(self) -> None:
+        if self.closed or self._connection:
+            return
+        self._url = next(self._urls)
+        try:
+            self._connection = pika.SelectConnection(
+                parameters(self._url), custom_ioloop=self.ioloop, on_open_callback=self._opened,
+                on_open_error_callback=self._lost, on_close_callback=self._lost)
+        except (AMQPError, OSError, ValueError) as error:
+            self._drop(describe(error))
+
+    def healthy(self) -> None:
+        """The channel is of use: the next failure is the first again."""
+        self._failures = 0
+        if self._said:
+            self._say("Conectado de nuevo con el broker.", "ok")
+        self._said = ""
+
+    def restart(self, words: str) -> None:
+        """Give this connection up for a new one; `words` says why."""
+        if self._connection and not self.closed:
+            self._drop(words)
+
+    def close(self) -> None:
+        self.closed = True
+        _hang_up(self._connection)
+
+    @property
+    def gone(self) -> bool:
+        """After close(): whether the goodbye is over."""
+        return not self._connection or self._connection.is_closed
+
+    def _opened(self, connection) -> None:
+        if connection is not self._connection or self.closed:
+            return _hang_up(connection)
+        connection.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
+        connection.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
+        connection.channel(on_open_callback=self._channel_opened)
+
+    def _channel_opened(self, channel) -> None:
+        if channel.connection is self._connection and not self.closed:
+            channel.add_on_close_callback(lambda _, reason: self._lost(channel.connection, reason))
+            self._on_channel(channel)
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
+        if blocked:
+            self._say("El broker no admite mensajes: tiene una alarma de memoria o de disco. Se espera.", "warn")
+
+    def _lost(self, connection, reason: BaseException) -> None:
+        if connection is not self._connection or self.closed:
+            return
+        refusal = refused(reason, self._url)
+        if refusal:
+            self._on_refused(refusal)
+        else:
+            self._drop(describe(reason))
+
+    def _drop(self, words: str) -> None:
+        connection, self._connection = self._connection, None
+        self.blocked = False
+        _hang_up(connection)
+        self._on_lost()
+        delay = backoff_s(self._failures)
+        self._failures += 1
+        if words != self._said:
+            self._say(f"Sin conexión con el broker: {words}. Se vuelve a intentar sin parar.", "warn")
+        self._said = words
+        self.ioloop.call_later(delay, self.open)
+
+    def _say(self, text: str, colour: str) -> None:
+        if not self._quiet:
+            console.say(f"{console.clock()} {text}", colour)
+
+
+def _hang_up(connection) -> None:
+    """Close politely; a connection that is not there, or already closing, needs nothing."""
+    try:
+        if connection:
+            connection.close()
+    except AMQPError:
+        pass
+
+
+_pika_decode_value = pika.data.decode_value
+
+
+def _decode_value(encoded: bytes, offset: int) -> tuple:
+    """pika's decoder, which a header of NaN, of the year 30000 or 400 tables deep ends with an
+    exception, and so every consumer of the queue in turn; here such a value reads as None."""
+    try:
+        return _pika_decode_value(encoded, offset)
+    except (ArithmeticError, ValueError, OSError, RecursionError):
+        kind = encoded[offset:offset + 1]
+        size = {b"f": 4, b"d": 8, b"T": 8, b"D": 5}.get(kind)
+        if size is None:  # a table or an array says its length
+            size = 4 + struct.unpack_from(">I", encoded, offset + 1)[0]
+        return None, offset + 1 + size
+
+
+pika.data.decode_value = _decode_value

@@ -1,0 +1,83 @@
+"""What the scripts print: lines, colour, bars. Nothing that an event carries reaches the terminal raw."""
+
+import json
+import os
+import sys
+import threading
+import time
+import unicodedata
+
+_COLOURS = {"ok": "32", "warn": "33", "error": "31", "dim": "2", "bold": "1"}
+_BIDI = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_lock = threading.Lock()
+json_mode = False
+
+
+def set_up(as_json: bool = False) -> None:
+    """Call once at the start: an old Windows console cannot print ✔, and colour needs a switch there."""
+    global json_mode
+    json_mode = as_json
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if os.name == "nt":
+        os.system("")  # turns on the terminal's escape codes (bugs.python.org/issue30075)
+
+
+def clean(text: object) -> str:
+    """The text without what would move the cursor, hide or reorder it: C0, C1, surrogates, bidi."""
+    return "".join(
+        "\ufffd" if char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
+        for char in str(text))
+
+
+def paint(text: str, colour: str, stream=None) -> str:
+    stream = stream or out()
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def out():
+    """Where words for people go: with --json stdout is for data alone."""
+    return sys.stderr if json_mode else sys.stdout
+
+
+def say(text: str, colour: str | None = None) -> None:
+    """Print one line for people."""
+    _write(out(), paint(text, colour) if colour else text)
+
+
+def complain(text: str) -> None:
+    """Print one line that says what went wrong and what to do."""
+    _write(sys.stderr, paint(text, "error", sys.stderr))
+
+
+def data(record: dict) -> None:
+    """Print one object as one line on stdout; ASCII, so that no console's encoding can spoil it."""
+    _write(sys.stdout, json.dumps(record))
+
+
+def _write(stream, line: str) -> None:
+    with _lock:  # the I/O thread says "conexión perdida" while the handler prints an event
+        stream.write(line + "\n")
+        stream.flush()
+
+
+def clock() -> str:
+    return time.strftime("%H:%M:%S")
+
+
+def bar(count: int, most: int, width: int = 24) -> str:
+    """A bar of `width` characters for the largest count; at least one for any count above 0."""
+    length = max(1, round(width * count / most)) if count else 0
+    return "█" * length
+
+
+def table(rows: list[tuple], right: set[int] = frozenset()) -> list[str]:
+    """Lines with the columns aligned; `right` holds the indexes of the columns aligned right."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return ["  ".join(cell.rjust(width) if index in right else cell.ljust(width)
+                      for index, (cell, width) in enumerate(zip(row, widths))).rstrip()
+            for row in cells]

@@ -1,0 +1,201 @@
+"""The I/O thread of a consumer: it talks to the broker while a handler takes as long as it likes.
+
+pika's objects belong to this thread; the handler's side only queues calls for it (facts, pika 4).
+"""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import pika
+from pika.adapters.select_connection import IOLoop
+
+from common import console, exchange
+from common.config import KitError, Settings
+from common.connection import Link, describe
+from common.publishing import CONFIRMED, Message, Publisher
+
+STOP_TIMEOUT_S = 3
+RETURNED_PAUSE_S = 1
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """generation: the connection it came on; its tag means something there and nowhere else."""
+
+    generation: int
+    tag: int
+    redelivered: bool
+    properties: pika.BasicProperties
+    body: bytes
+
+
+class Deliveries(threading.Thread):
+    """Consumes one queue; acks, and copies to retry and dead letter queues, go out on request.
+
+    One connection consumes and another one publishes the copies, since an alarm blocks a
+    publishing connection whole, acks included (facts, broker 15).
+    """
+
+    def __init__(self, settings: Settings, consumer: str, prefetch: int, ephemeral: bool = False):
+        super().__init__(name="entrada-salida", daemon=True)
+        self.queue = exchange.CONSUMERS[consumer]
+        self.error: KitError | None = None
+        self.connected = False  # ever
+        self.retry_queues = {delay: exchange.retry_queue(self.queue, delay) for delay in settings.retry_delays}
+        self._settings, self._consumer, self._prefetch, self._ephemeral = settings, consumer, prefetch, ephemeral
+        self._ioloop = IOLoop()
+        self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._link = Link(self._ioloop, settings, self._channel_opened, self._lost, self._refused)
+        self._publisher = Publisher(self._ioloop, settings, self._declare, self._refused, quiet=True)
+        self._channel = None
+        self._consumer_tag = None
+        self._generation = 0
+        self._unsettled: dict[int, None] = {}  # delivery tags, oldest first
+        self._stopping = self._stopped = False
+
+    # What the handler's side calls.
+
+    def take(self, most: int, timeout_s: float) -> list[Delivery]:
+        """Whatever has arrived, up to `most`; [] after timeout_s. Raises what ended the I/O thread."""
+        taken: list[Delivery] = []
+        try:
+            taken.append(self._inbox.get(timeout=timeout_s))
+            while len(taken) < most:
+                taken.append(self._inbox.get_nowait())
+        except queue.Empty:
+            pass
+        if self.error:
+            raise self.error
+        return [delivery for delivery in taken if delivery.generation == self._generation]
+
+    def ack(self, deliveries: list[Delivery]) -> None:
+        self._call(lambda: self._settle(deliveries))
+
+    def forward(self, delivery: Delivery, message: Message) -> None:
+        """Publish a copy; only when the broker has confirmed it, ack the original."""
+        self._call(lambda: self._publisher.send(message, lambda *answer: self._copied(delivery, *answer)))
+
+    def stop(self, not_started: list[Delivery]) -> None:
+        """Stop consuming, give back what was not started, wait for the copies under way, close."""
+        self._stopping = True
+        self._call(lambda: self._cancel(not_started))
+        self.join(STOP_TIMEOUT_S)
+
+    def _call(self, function) -> None:
+        self._ioloop.add_callback_threadsafe(function)
+
+    # What runs in this thread.
+
+    def run(self) -> None:
+        self._link.open()
+        while not self._stopped:
+            try:
+                self._ioloop.start()
+            except Exception as error:  # whatever broke in the loop: a new connection mends it
+                self._link.restart(describe(error))
+
+    def _channel_opened(self, channel) -> None:
+        self._generation += 1
+        self._unsettled.clear()
+        self._channel = channel
+        channel.add_on_cancel_callback(lambda _: self._link.restart(
+            f"el broker canceló el consumo de {self.queue} (¿cola borrada?); se declara de nuevo"))
+        self._declare(channel)
+        if self._ephemeral:
+            self._declare_ephemeral(channel)
+        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._consume(channel))
+
+    def _declare(self, channel) -> None:
+        exchange.declare(channel, self._settings, self._consumer)
+
+    def _declare_ephemeral(self, channel) -> None:
+        """Queues that live and die with this connection, under names that the broker gives."""
+        channel.queue_declare(queue="", exclusive=True, callback=self._own_queue)
+
+    def _own_queue(self, frame) -> None:
+        self.queue = frame.method.queue
+        self._channel.queue_bind(queue=self.queue, exchange=exchange.EXCHANGE)
+        for delay in self._settings.retry_delays:
+            self._channel.queue_declare(queue="", exclusive=True,
+                                        arguments=exchange.retry_arguments(self.queue, delay),
+                                        callback=lambda frame, delay=delay: self._own_retry_queue(delay, frame))
+
+    def _own_retry_queue(self, delay: float, frame) -> None:
+        self.retry_queues[delay] = frame.method.queue
+
+    def _consume(self, channel) -> None:
+        if self._stopping:
+            return
+        generation = self._generation
+
+        def arrived(_channel, method, properties, body):
+            self._unsettled[method.delivery_tag] = None
+            self._inbox.put(Delivery(generation, method.delivery_tag, method.redelivered, properties, body))
+
+        self._consumer_tag = channel.basic_consume(
+            self.queue, arrived, callback=lambda _: self._consuming())
+
+    def _consuming(self) -> None:
+        self.connected = True
+        self._link.healthy()
+
+    def _settle(self, deliveries: list[Delivery]) -> None:
+        """Ack those that came on this connection, with one frame where no open tag lies before them."""
+        tags = [d.tag for d in deliveries if d.generation == self._generation and d.tag in self._unsettled]
+        if not tags or not self._channel:
+            return
+        for tag in tags:
+            del self._unsettled[tag]
+        if not self._unsettled or next(iter(self._unsettled)) > tags[-1]:
+            self._channel.basic_ack(tags[-1], multiple=True)
+        else:
+            for tag in tags:
+                self._channel.basic_ack(tag)
+
+    def _copied(self, delivery: Delivery, message: Message, outcome: str) -> None:
+        if outcome == CONFIRMED:
+            return self._settle([delivery])
+        console.say(f"{console.clock()} La cola {message.routing_key} no está: se declara de nuevo.", "warn")
+        self._publisher.declare_again()
+        self._ioloop.call_later(RETURNED_PAUSE_S, lambda: self._publisher.send(
+            message, lambda *answer: self._copied(delivery, *answer)))
+
+    def _lost(self) -> None:
+        self._channel = self._consumer_tag = None
+        self._generation += 1  # what is still in the inbox will be delivered again
+
+    def _refused(self, error: KitError) -> None:
+        self.error = error
+
+    def _cancel(self, not_started: list[Delivery]) -> None:
+        """nack, not close: on RabbitMQ 4.3 a closed channel would count as a failed delivery (facts, broker 5)."""
+        if self._channel and self._consumer_tag:
+            self._channel.basic_cancel(self._consumer_tag, callback=lambda _: self._give_back(not_started))
+        self._finish(time.monotonic() + STOP_TIMEOUT_S - 1)
+
+    def _give_back(self, not_started: list[Delivery]) -> None:
+        while not self._inbox.empty():
+            not_started.append(self._inbox.get())
+        for delivery in not_started:
+            if delivery.generation == self._generation and delivery.tag in self._unsettled:
+                del self._unsettled[delivery.tag]
+                self._channel.basic_nack(delivery.tag, requeue=True)
+        self._consumer_tag = None
+
+    def _finish(self, deadline: float) -> None:
+        waiting = self._publisher.open_count() or self._channel and self._consumer_tag
+        if waiting and time.monotonic() < deadline:
+            self._ioloop.call_later(0.02, lambda: self._finish(deadline))
+            return
+        self._link.close()
+        self._publisher.link.close()
+        self._leave(deadline + 0.5)
+
+    def _leave(self, deadline: float) -> None:
+        if time.monotonic() < deadline and not (self._link.gone and self._publisher.link.gone):
+            self._ioloop.call_later(0.02, lambda: self._leave(deadline))
+            return
+        self._stopped = True
+        self._ioloop.stop()

@@ -1,0 +1,87 @@
+"""A dead letter, read: what it was, whose, why, how often it was tried, and its way here.
+
+Most were made by a consumer of the kit and carry its headers (common/retry.py). Those made by the
+broker itself (delivery limit, rejected) have only x-death: both kinds are read here.
+"""
+
+import base64
+import hashlib
+from dataclasses import dataclass
+
+from common.events import MalformedEvent, decode
+from common.exchange import CONSUMERS
+from common.retry import attempt_of, journey_of, own_headers, replays_of
+
+REASONS = {"delivery_limit": "el broker la entregó demasiadas veces sin ack", "rejected": "rechazada sin reintento",
+           "expired": "caducó", "maxlen": "la cola estaba llena"}
+
+
+@dataclass(frozen=True)
+class Letter:
+    """source_queue is empty when it is unknown or none of ours; user is "nombre <email>" or empty."""
+
+    message_id: str
+    type: str
+    user: str
+    consumer: str
+    source_queue: str
+    error_type: str
+    error_message: str
+    attempts: int
+    replays: int
+    failed_at: str
+    journey: tuple[dict, ...]
+    headers: dict
+    body: bytes
+    digest: bytes
+
+    def as_json(self) -> dict:
+        """body is text, or base64 under body_base64 when it is not UTF-8."""
+        shown = {"id": self.message_id, "type": self.type, "consumer": self.consumer,
+                 "source_queue": self.source_queue, "error_type": self.error_type,
+                 "error_message": self.error_message, "attempts": self.attempts, "replays": self.replays,
+                 "failed_at": self.failed_at, "journey": list(self.journey)}
+        try:
+            return shown | {"body": self.body.decode()}
+        except UnicodeDecodeError:
+            return shown | {"body_base64": base64.b64encode(self.body).decode()}
+
+
+def read(properties, body: bytes) -> Letter:
+    headers = properties.headers or {}
+    death = _last_death(headers)
+    reason = str(death.get("reason", ""))
+    source = _text(headers, "x-source-queue") or str(death.get("queue", ""))
+    source = source if source in CONSUMERS.values() else ""
+    consumer = next((name for name, queue in CONSUMERS.items() if queue == source), "desconocido")
+    try:
+        event = decode(body)
+        event_type, user = event.type, f"{event.nombre} <{event.email}>" if event.email else ""
+    except MalformedEvent:
+        event_type, user = "evento inválido", ""
+    return Letter(
+        message_id=str(properties.message_id or ""), type=event_type, user=user, consumer=consumer,
+        source_queue=source, error_type=_text(headers, "x-error-type") or reason or "desconocido",
+        error_message=_text(headers, "x-error-message") or REASONS.get(reason, ""),
+        attempts=attempt_of(headers), replays=replays_of(headers),
+        failed_at=_text(headers, "x-failed-at") or str(death.get("time", "")),
+        journey=tuple(journey_of(headers)), headers=headers, body=body,
+        digest=_digest(properties.message_id, headers, body))
+
+
+def _last_death(headers: dict) -> dict:
+    """The broker's newest note of a death that no consumer of the kit has written about."""
+    deaths = headers.get("x-death")
+    newest = deaths[0] if isinstance(deaths, list) and deaths else {}
+    return newest if isinstance(newest, dict) and "x-error-type" not in headers else {}
+
+
+def _text(headers: dict, name: str) -> str:
+    value = headers.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _digest(message_id, headers: dict, body: bytes) -> bytes:
+    """The same for the same letter, however often the broker has handed it out."""
+    parts = (message_id, own_headers(headers), headers.get("x-death"), body)
+    return hashlib.sha256(repr(parts).encode("utf-8", "replace")).digest()[:16]

@@ -1,0 +1,314 @@
+"""Muestra las cartas muertas de dead_letter_queue: qué era, de quién, por qué, y su camino.
+
+  python dead_letter_consumer.py                       mira, en vivo; no quita nada
+  python dead_letter_consumer.py --summary             cuántas por error y consumidor
+  python dead_letter_consumer.py --export cartas.jsonl guarda una copia
+  python dead_letter_consumer.py --replay              las devuelve a su cola, y solo a esa
+  python dead_letter_consumer.py --discard             las borra (pregunta)
+
+--consumer, --id y --error eligen; --dry-run dice qué haría --replay o --discard.
+"""
+
+# Looking takes the letters unacknowledged and gives them all back, so that nobody else misses them.
+
+import itertools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+from common import cli, console
+from common.cli import EXIT_BAD_CONFIG, EXIT_CHECK_FAILED, EXIT_OK, EXIT_PARTLY
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, declare_queue, topology
+from common.letters import Letter, read
+from common.retry import replay_headers
+
+POLL_S = 1
+LOOK_AGAIN_S = 30  # when the depth alone shows no change
+PATIENCE_S = 2  # somebody else's look holds all letters for a moment
+
+
+def main(argv=None) -> int:
+    arguments = parser().parse_args(argv)
+    settings = cli.settings(arguments)
+    from common.connection import connect  # imports pika: late, so that --help answers at once
+
+    if not (arguments.summary or arguments.export or arguments.replay or arguments.discard):
+        return watch(settings, arguments)
+    with connect(settings) as connection:
+        declare_dead_letter_queue(connection, settings)
+        if arguments.summary:
+            return summary(connection, arguments)
+        if arguments.export:
+            return export(connection, arguments)
+        return replay(connection, arguments) if arguments.replay else discard(connection, arguments)
+
+
+def letters(connection, arguments):
+    """Each letter that is there now and wanted, once, as (channel, delivery tag, properties, letter).
+
+    Who acks a letter takes it; all others go back when the last one was seen.
+    """
+    channel = connection.channel()
+    for _ in range(depth(connection, PATIENCE_S)):
+        method, properties, body = get(connection, channel)
+        if method is None:
+            break
+        letter = read(properties, body)
+        if wanted(letter, arguments):
+            yield channel, method.delivery_tag, properties, letter
+    channel.basic_nack(0, multiple=True, requeue=True)
+    channel.close()
+
+
+def get(connection, channel):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        answer = channel.basic_get(DEAD_LETTER_QUEUE)
+        if answer[0] is not None or time.monotonic() > deadline:
+            return answer
+        connection.sleep(0.1)
+
+
+def depth(connection, patience_s: float = 0) -> int:
+    """Letters ready to be looked at; for a moment none are while somebody else looks."""
+    channel = connection.channel()
+    deadline = time.monotonic() + patience_s
+    while True:
+        ready = channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count
+        if ready or time.monotonic() > deadline:
+            channel.close()
+            return ready
+        connection.sleep(0.1)
+
+
+def wanted(letter: Letter, arguments) -> bool:
+    return (arguments.consumer in (None, letter.consumer)
+            and arguments.id in (None, letter.message_id)
+            and (arguments.error or "").lower() in f"{letter.error_type}: {letter.error_message}".lower())
+
+
+def watch(settings, arguments) -> int:
+    """Show each letter once, as they come, until Ctrl-C; wait for a broker that is away."""
+    from common.connection import BrokerUnavailable, backoff_s, connect
+
+    watcher = Watcher(arguments)
+    cli.stop_on_signals(watcher)
+    failures = 0
+    console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.", "dim")
+    while not watcher.done():
+        try:
+            with connect(settings) as connection:
+                declare_dead_letter_queue(connection, settings)
+                failures = 0
+                watcher.run(connection)
+        except BrokerUnavailable as error:
+            if failures == 0:
+                console.say(f"{console.clock()} {error} Se sigue intentando.", "warn")
+            time.sleep(min(backoff_s(failures), 1))
+            failures += 1
+    if not watcher.connected:
+        raise BrokerUnavailable("No hay broker: arráncalo con python kit.py broker up o revisa RABBITMQ_URL.")
+    console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.", "dim")
+    return EXIT_OK
+
+
+class Watcher:
+    """What has been shown so far; a letter may be in the queue more than once, and is shown as often."""
+
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.shown: Counter = Counter()
+        self.stop_wanted = self.connected = False
+        self.new_at = time.monotonic()
+
+    def done(self) -> bool:
+        idle = self.arguments.idle_timeout
+        return (self.stop_wanted or self.shown.total() == self.arguments.limit
+                or idle is not None and time.monotonic() - self.new_at > idle)
+
+    def run(self, connection) -> None:
+        self.connected = True
+        last_depth, looked_at = 0, 0.0
+        while not self.done():
+            now_there = depth(connection)
+            if now_there and (now_there != last_depth or time.monotonic() - looked_at > LOOK_AGAIN_S):
+                started_at = time.monotonic()
+                self.look(connection)
+                looked_at = time.monotonic()
+                connection.sleep(min(LOOK_AGAIN_S, 4 * (looked_at - started_at)))  # leave others their turn
+            last_depth = now_there
+            for _ in range(10):  # short sleeps: Ctrl-C is heard
+                if not self.done():
+                    connection.sleep(POLL_S / 10)
+
+    def look(self, connection) -> None:
+        seen: Counter = Counter()
+        for *_, letter in letters(connection, self.arguments):
+            seen[letter.digest] += 1
+            if seen[letter.digest] > self.shown[letter.digest] and not self.done():
+                self.shown[letter.digest] += 1
+                self.new_at = time.monotonic()
+                tell(letter, self.shown.total())
+
+
+def tell(letter: Letter, number: int) -> None:
+    if console.json_mode:
+        return console.data(letter.as_json())
+    for line in drawn(letter, number):
+        console.say(line)
+
+
+def drawn(letter: Letter, number: int) -> list[str]:
+    """The letter for people, with its way as a timeline."""
+    clean = console.clean
+    lines = [console.paint(f"carta {number} · {letter.consumer} · {clean(letter.type)}", "bold")
+             + f" · evento {clean(letter.message_id) or '-'}"]
+    if letter.user:
+        lines.append(f"  de quién  {clean(letter.user)}")
+    lines.append(f"  por qué   {console.paint(clean(f'{letter.error_type}: {letter.error_message}'), 'error')}")
+    lines.append(f"  intentos  {letter.attempts}" + (f", repeticiones {letter.replays}" if letter.replays else ""))
+    for index, stop in enumerate(letter.journey):
+        lines.append(f"  {'camino  ' if index == 0 else '        '}  {clean(stop['failed_at'])[11:23]}"
+                     f"  intento {clean(stop.get('attempt', '?'))} falla → {clean(stop['to'])}")
+    return lines
+
+
+def summary(connection, arguments) -> int:
+    counts = Counter((letter.error_type, letter.consumer) for *_, letter in letters(connection, arguments))
+    if console.json_mode:
+        for (error, consumer), count in counts.most_common():
+            console.data({"error": error, "consumer": consumer, "count": count})
+        return EXIT_OK
+    rows = [("error", "consumidor", "cartas")] + [(*key, count) for key, count in counts.most_common()]
+    for line in console.table(rows, right={2}):
+        console.say(line)
+    console.say(f"total: {counts.total()}")
+    return EXIT_OK
+
+
+def export(connection, arguments) -> int:
+    """Write all, or leave no file behind."""
+    target = Path(arguments.export)
+    draft = target.with_name(target.name + ".tmp")
+    if target.exists():
+        console.complain(f"{target} ya existe: elige otro nombre o apártalo.")
+        return EXIT_CHECK_FAILED
+    count = 0
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            for *_, letter in some(letters(connection, arguments), arguments):
+                file.write(json.dumps(letter.as_json(), default=str) + "\n")
+                count += 1
+        draft.replace(target)
+    except OSError as error:
+        console.complain(f"No se puede escribir {target} ({error.strerror}): elige otra carpeta o libera espacio.")
+        return EXIT_BAD_CONFIG
+    finally:
+        draft.unlink(missing_ok=True)
+    console.say(f"{count} cartas copiadas en {target}; siguen en {DEAD_LETTER_QUEUE}.", "ok")
+    return EXIT_OK
+
+
+def some(found, arguments):
+    """The letters, up to --limit."""
+    return itertools.islice(found, arguments.limit)
+
+
+def replay(connection, arguments) -> int:
+    """Publish each letter to its own queue; when the broker has confirmed that, take it off."""
+    from common.consuming import copied_properties
+
+    publisher = connection.channel()
+    publisher.confirm_delivery()
+    counts: Counter = Counter()
+    chosen = cli.paced(some(letters(connection, arguments), arguments), arguments.rate, connection.sleep)
+    for channel, tag, properties, letter in chosen:
+        outcome = "would_replay" if arguments.dry_run else "replayed"
+        if not letter.source_queue:
+            outcome = "unknown_queue"
+        elif not arguments.dry_run:
+            copy = copied_properties(properties, replay_headers(properties.headers))
+            if publish(publisher, letter, copy):
+                channel.basic_ack(tag)
+            else:
+                outcome = "refused"
+        counts[outcome] += 1
+        tell_outcome(letter, outcome)
+    return closing(counts)
+
+
+def publish(channel, letter: Letter, properties) -> bool:
+    """Whether the broker has it in the source queue now."""
+    from pika.exceptions import NackError, UnroutableError
+
+    try:
+        channel.basic_publish("", letter.source_queue, letter.body, properties, mandatory=True)
+        return True
+    except (NackError, UnroutableError):
+        return False
+
+
+def discard(connection, arguments) -> int:
+    counts: Counter = Counter()
+    sure = arguments.dry_run or arguments.yes or cli.confirm(
+        f"¿Borrar para siempre las cartas elegidas de {DEAD_LETTER_QUEUE}?")
+    if not sure:
+        console.complain("No se borra nada. Para borrar sin pregunta: --yes.")
+        return EXIT_CHECK_FAILED
+    for channel, tag, _, letter in some(letters(connection, arguments), arguments):
+        outcome = "would_discard" if arguments.dry_run else "discarded"
+        if not arguments.dry_run:
+            channel.basic_ack(tag)
+        counts[outcome] += 1
+        tell_outcome(letter, outcome)
+    return closing(counts)
+
+
+OUTCOMES = {
+    "replayed": ("devuelta a su cola", "ok"), "would_replay": ("se devolvería a su cola", "dim"),
+    "discarded": ("borrada", "warn"), "would_discard": ("se borraría", "dim"),
+    "unknown_queue": ("sigue aquí: no se sabe de qué cola vino", "error"),
+    "refused": ("sigue aquí: su cola no está (python setup_queues.py la crea)", "error"),
+}
+
+
+def tell_outcome(letter: Letter, outcome: str) -> None:
+    if console.json_mode:
+        return console.data({"id": letter.message_id, "consumer": letter.consumer, "outcome": outcome})
+    words, colour = OUTCOMES[outcome]
+    console.say(f"{console.paint(words, colour)} · {letter.consumer} · evento {console.clean(letter.message_id)}")
+
+
+def closing(counts: Counter) -> int:
+    console.say("cartas: " + (", ".join(f"{count} {OUTCOMES[outcome][0]}" for outcome, count in counts.items()) or "0"))
+    return EXIT_PARTLY if counts["unknown_queue"] or counts["refused"] else EXIT_OK
+
+
+def declare_dead_letter_queue(connection, settings) -> None:
+    channel = connection.channel()
+    declare_queue(channel, topology(settings)[0])
+    channel.close()
+
+
+def parser():
+    wanted = cli.parser(__doc__)
+    action = wanted.add_mutually_exclusive_group()
+    action.add_argument("--summary", action="store_true", help="cuántas cartas por error y consumidor")
+    action.add_argument("--export", metavar="ARCHIVO", help="copia las cartas, una línea JSON por carta")
+    action.add_argument("--replay", action="store_true", help="devuelve cada carta a la cola de la que vino")
+    action.add_argument("--discard", action="store_true", help="borra las cartas; pregunta antes")
+    wanted.add_argument("--limit", type=cli.whole(1, 10**9), metavar="N", help="N cartas, como mucho")
+    wanted.add_argument("--idle-timeout", type=cli.seconds(0.1, 86_400), metavar="S",
+                        help="en vivo: termina tras S segundos sin cartas nuevas")
+    wanted.add_argument("--consumer", choices=tuple(CONSUMERS), help="solo las de este consumidor")
+    wanted.add_argument("--id", metavar="ID", help="solo las de este evento")
+    wanted.add_argument("--error", metavar="TEXTO", help="solo aquellas cuyo error contiene este texto")
+    wanted.add_argument("--rate", type=cli.seconds(0.01, 1e6), metavar="R", help="--replay: cartas por segundo, como mucho")
+    wanted.add_argument("--dry-run", action="store_true", help="dice qué harían --replay o --discard, sin hacerlo")
+    wanted.add_argument("--yes", action="store_true", help="--discard: sin preguntar")
+    return wanted
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,70 @@
+"""Envía un correo de bienvenida a cada usuario nuevo.
+
+  python email_consumer_simple.py
+
+Por cada evento verás una línea:  10:31:02 email enviado a juan@eco.com · evento … · intento 1
+El correo queda en STATE_DIR/outbox, un buzón Maildir que cualquier programa de correo abre.
+"""
+
+# The file's name is made from the event's id, so writing it twice is writing it once.
+
+import os
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import formatdate, formataddr
+from pathlib import Path
+
+from common.cli import run
+from common.consumer import Consumer, main
+from common.events import Event
+from common.ledger import Ledger, unwritable
+
+SENDER = "Ecomarket <bienvenida@ecomarket.example>"
+TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!\n"
+
+
+def send_email(event: Event, state: Ledger) -> str:
+    deliver(state.folder / "outbox", event.id, bytes(welcome(event)))
+    return f"email enviado a {event.email}"
+
+
+def welcome(event: Event) -> EmailMessage:
+    message = EmailMessage(policy=SMTP)
+    message["From"] = SENDER
+    message["To"] = formataddr((event.nombre, event.email))
+    message["Subject"] = f"Te damos la bienvenida, {event.nombre}"
+    message["Date"] = formatdate()
+    message["Message-ID"] = f"<{event.id}@ecomarket.example>"
+    message.set_content(TEXT.format(nombre=event.nombre))
+    return message
+
+
+def deliver(outbox: Path, event_id: str, message: bytes) -> None:
+    """Write into a Maildir: whole and on disk, or not there (https://cr.yp.to/proto/maildir.html)."""
+    draft = outbox / "tmp" / f"{event_id}.{os.getpid()}"
+    try:
+        for folder in ("tmp", "new", "cur"):
+            (outbox / folder).mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            file.write(message)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(outbox / "new" / f"{event_id}.ecomarket")
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise unwritable(outbox, error) from None
+
+
+def report(state: Ledger) -> dict:
+    outbox = state.folder / "outbox"
+    return {"emails": sum(1 for folder in ("new", "cur") for _ in (outbox / folder).glob("*.ecomarket*"))}
+
+
+def draw(counts: dict) -> list[str]:
+    return [f"correos enviados: {counts['emails']}"]
+
+
+EMAIL = Consumer("email", send_email, report, draw)
+
+if __name__ == "__main__":
+    run(lambda: main(EMAIL, __doc__))

@@ -1,0 +1,23 @@
+"""The two demos of the class, word for word."""
+
+
+def test_both_consumers_print_their_line_for_an_event_of_level_1(kit):
+    email = kit.start_consumer("email")
+    loyalty = kit.start_consumer("loyalty")
+    sent = kit.done("events_publisher_levels.py", "--level", "1", "--nombre", "Juan", "--email", "juan@eco.com")
+    assert "enviado, sin confirmación" in sent.stdout
+    email.wait_for("email enviado a juan@eco.com")
+    loyalty.wait_for("lealtad activada para Juan")
+    assert kit.report("email_consumer_simple.py") == {"emails": 1}
+    assert kit.report("loyalty_consumer_simple.py") == {"accounts": 1, "points": 100}
+
+
+def test_three_failing_events_end_as_nine_dead_letters_that_are_shown(kit):
+    kit.done("setup_queues.py")
+    dead = kit.start("dead_letter_consumer.py")
+    for name in ("email", "loyalty", "analytics"):
+        kit.start_consumer(name)
+    kit.done("simulate_fail_publisher.py", "--count", "3")
+    dead.wait_for("carta 9 · ")
+    assert len(dead.wait_for("→ dead_letter_queue", count=9)) == 9
+    kit.wait_for_depth("dead_letter_queue", 9)

@@ -1,0 +1,93 @@
+"""A place for the demo on a broker that others use: nothing of theirs is touched.
+
+A virtual host of its own, if the management API gives one; else the URL's own virtual host, but
+only if none of the kit's queues is there. Afterwards everything made is gone.
+"""
+
+import secrets
+from contextlib import contextmanager, suppress
+from urllib.parse import quote, unquote, urlsplit
+
+from pika.exceptions import ChannelClosedByBroker
+
+from common import config, connection, exchange
+from common.cli import EXIT_NO_BROKER
+from common.config import KitError, Settings, masked
+from tools.node import create_vhost, delete_vhost
+
+
+class NotOurs(KitError):
+    """The broker has no place where the demo would disturb nobody."""
+
+    exit_code = EXIT_NO_BROKER
+
+
+@contextmanager
+def own_place(url: str, management_url: str, delays: str):
+    """Yield a URL where the demo may declare, publish and delete. Raises NotOurs before that."""
+    vhost = f"kit-demo-{secrets.token_hex(4)}"
+    parts = urlsplit(url)
+    user, password = (unquote(part or "guest") for part in (parts.username, parts.password))
+    if _create(parts.scheme, management_url, user, password, vhost):
+        try:
+            yield parts._replace(path="/" + quote(vhost, safe="")).geturl()
+        finally:
+            delete_vhost(management_url, user, password, vhost)
+        return
+    settings = config.load({"RABBITMQ_URL": url, "RETRY_DELAYS": delays})
+    _refuse_if_used(settings)
+    try:
+        yield url
+    finally:
+        _delete_all(settings)
+
+
+def _create(scheme: str, management_url: str, user: str, password: str, vhost: str) -> bool:
+    if scheme != "amqp":  # the management page is asked without TLS: no password over that
+        return False
+    try:
+        create_vhost(management_url, user, password, vhost)
+        return True
+    except OSError:  # no management plugin there, or the user is no administrator
+        with suppress(OSError):
+            delete_vhost(management_url, user, password, vhost)
+        return False
+
+
+def _refuse_if_used(settings: Settings) -> None:
+    with connection.connect(settings) as opened:
+        used = [queue.name for queue in exchange.topology(settings) if ready(opened, queue.name) is not None]
+        if _has_exchange(opened):
+            used.append(exchange.EXCHANGE)
+    if used:
+        raise NotOurs(f"En {masked(settings.urls[0])} ya existe {used[0]} y no se puede crear un vhost aparte"
+                      " (hace falta el plugin de gestión y un usuario administrador): la demo no toca colas ajenas.")
+
+
+def _delete_all(settings: Settings) -> None:
+    with connection.connect(settings) as opened:
+        channel = opened.channel()
+        for queue in exchange.topology(settings):
+            channel.queue_delete(queue=queue.name)
+        channel.exchange_delete(exchange=exchange.EXCHANGE)
+
+
+def ready(opened, queue: str) -> "tuple[int, int] | None":
+    """(messages ready, consumers) of a queue; None if it does not exist."""
+    channel = opened.channel()
+    try:
+        answer = channel.queue_declare(queue=queue, passive=True).method
+    except ChannelClosedByBroker:
+        return None
+    channel.close()
+    return answer.message_count, answer.consumer_count
+
+
+def _has_exchange(opened) -> bool:
+    channel = opened.channel()
+    try:
+        channel.exchange_declare(exchange=exchange.EXCHANGE, passive=True)
+    except ChannelClosedByBroker:
+        return False
+    channel.close()
+    return True

@@ -1,0 +1,24 @@
+"""`kit.py test`: the tests, on private brokers that they may kill."""
+
+import os
+import subprocess
+import sys
+
+from common.cli import EXIT_INTERRUPTED
+from common.config import ROOT
+from tools import broker
+
+
+def main(yes: bool, pytest_arguments: list[str]) -> int:
+    """Run pytest; its exit code is ours, and its closing line the last one."""
+    broker.require_server(yes)
+    sys.stdout.flush()
+    # With it set, a missing broker is an error, not a skipped test.
+    environment = os.environ | {"KIT_REQUIRE_BROKER": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *pytest_arguments],
+                               cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # pytest got the same Ctrl-C and is clearing away its brokers
+        return EXIT_INTERRUPTED
