@@ -9,7 +9,7 @@
 --consumer, --id y --error eligen; --dry-run dice qué haría --replay o --discard.
 """
 
-# Looking takes the letters unacknowledged and gives them all back, so that nobody else misses them.
+# How a letter is looked at without taking it away: look() in common/letters.py.
 
 import itertools
 import json
@@ -20,12 +20,11 @@ from pathlib import Path
 from common import cli, console
 from common.cli import EXIT_BAD_CONFIG, EXIT_CHECK_FAILED, EXIT_OK, EXIT_PARTLY
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, declare_queue, topology
-from common.letters import Letter, read
+from common.letters import Letter, depth, look
 from common.retry import replay_headers
 
 POLL_S = 1
 LOOK_AGAIN_S = 30  # when the depth alone shows no change
-PATIENCE_S = 2  # somebody else's look holds all letters for a moment
 
 
 def main(argv=None) -> int:
@@ -45,41 +44,8 @@ def main(argv=None) -> int:
 
 
 def letters(connection, arguments):
-    """Each letter that is there now and wanted, once, as (channel, delivery tag, properties, letter).
-
-    Who acks a letter takes it; all others go back when the last one was seen.
-    """
-    channel = connection.channel()
-    for _ in range(depth(connection, PATIENCE_S)):
-        method, properties, body = get(connection, channel)
-        if method is None:
-            break
-        letter = read(properties, body)
-        if wanted(letter, arguments):
-            yield channel, method.delivery_tag, properties, letter
-    channel.basic_nack(0, multiple=True, requeue=True)
-    channel.close()
-
-
-def get(connection, channel):
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        answer = channel.basic_get(DEAD_LETTER_QUEUE)
-        if answer[0] is not None or time.monotonic() > deadline:
-            return answer
-        connection.sleep(0.1)
-
-
-def depth(connection, patience_s: float = 0) -> int:
-    """Letters ready to be looked at; for a moment none are while somebody else looks."""
-    channel = connection.channel()
-    deadline = time.monotonic() + patience_s
-    while True:
-        ready = channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count
-        if ready or time.monotonic() > deadline:
-            channel.close()
-            return ready
-        connection.sleep(0.1)
+    """The wanted ones of those that are there now, as (channel, delivery tag, properties, letter)."""
+    return (taken for taken in look(connection) if wanted(taken[-1], arguments))
 
 
 def wanted(letter: Letter, arguments) -> bool:
@@ -202,7 +168,7 @@ def export(connection, arguments) -> int:
                 count += 1
         draft.replace(target)
     except OSError as error:
-        console.complain(f"No se puede escribir {target} ({error.strerror}): elige otra carpeta o libera espacio.")
+        console.complain(f"No se puede escribir {target} ({console.reason(error)}): elige otra carpeta o libera espacio.")
         return EXIT_BAD_CONFIG
     finally:
         draft.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
 
 from common import config, console
 
@@ -25,7 +27,6 @@ _SPANISH = {
     "options": "opciones",
     "positional arguments": "argumentos",
     "show this help message and exit": "muestra esta ayuda y termina",
-    "%(prog)s: error: %(message)s\n": "Error de uso: %(message)s. Mira la ayuda: %(prog)s --help\n",
     "the following arguments are required: %s": "falta %s",
     "one of the arguments %s is required": "falta uno de %s",
     "unrecognized arguments: %s": "no se conoce %s",
@@ -45,6 +46,7 @@ def parser(description: str, with_json: bool = True) -> argparse.ArgumentParser:
     """A parser that already knows the flags of the settings."""
     spanish = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
+    spanish.error = wrong_usage  # type: ignore[method-assign]  # argparse prints its usage before it
     if with_json:
         spanish.add_argument("--json", action="store_true",
                              help="datos en la salida estándar, un objeto JSON por línea; el resto, en la de errores")
@@ -54,6 +56,11 @@ def parser(description: str, with_json: bool = True) -> argparse.ArgumentParser:
     group.add_argument("--state-dir", metavar="CARPETA", help="STATE_DIR: dónde se guarda lo hecho")
     group.add_argument("--queue-type", metavar="TIPO", help="QUEUE_TYPE: quorum o classic")
     return spanish
+
+
+def wrong_usage(message: str) -> NoReturn:
+    console.complain(f"Error de uso: {message}. Mira la ayuda: python {Path(sys.argv[0]).name} --help")
+    sys.exit(EXIT_USAGE)
 
 
 def settings(arguments: argparse.Namespace) -> config.Settings:
@@ -68,7 +75,7 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
 def whole(least: int, most: int) -> Callable[[str], int]:
     """An argparse type: a whole number within bounds."""
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text[:19]) <= most:
+        if not text.isascii() or not text.isdigit() or len(text) > 19 or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"escribe un número entero de {least} a {most}")
         return int(text)
     return parse

@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,20 +89,27 @@ def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")
+        if set(url) & set(" \t\r\n") or "@" in parts.path or not url.encode():  # encode: lone surrogates
+            raise ValueError
     except ValueError:
         raise ConfigError(
-            "RABBITMQ_URL no se entiende: revisa el puerto (1 a 65535) y escribe los caracteres"
-            f" especiales de la contraseña codificados (/ es %2F, @ es %40); {example}"
+            "RABBITMQ_URL no se entiende: revisa el servidor y el puerto (1 a 65535) y escribe los caracteres"
+            f" especiales de la contraseña codificados (/ es %2F, @ es %40, la coma %2C); {example}"
         ) from None
     if parts.scheme not in ("amqp", "amqps"):
         raise ConfigError(f"RABBITMQ_URL debe empezar por amqp:// o amqps://; {example}")
     if not parts.hostname:
         raise ConfigError(f"A RABBITMQ_URL le falta el nombre del servidor; {example}")
+    if parts.username is not None and parts.password is None:
+        raise ConfigError(f"A RABBITMQ_URL le falta la contraseña detrás del usuario; {example}")
     if port == 0:
         raise ConfigError(f"RABBITMQ_URL tiene el puerto 0; usa uno de 1 a 65535; {example}")
     if "/" in parts.path[1:]:
         raise ConfigError(
             f"El vhost de RABBITMQ_URL lleva una / sin codificar: escríbela como %2F; {example}")
+    if len(unquote(parts.path[1:]).encode()) > 255:
+        raise ConfigError(f"El vhost de RABBITMQ_URL tiene más de 255 bytes; {example}")
     if parts.query or parts.fragment:
         raise ConfigError(
             "RABBITMQ_URL lleva un ? o un #: si son de la contraseña, escríbelos como %3F y %23;"
@@ -117,7 +124,7 @@ def _delays(text: str) -> tuple[float, ...]:
         delays = ()
     if not delays or len(delays) > MAX_DELAYS or not all(_is_delay(delay) for delay in delays):
         raise ConfigError(
-            f"RETRY_DELAYS={text!r} no vale: escribe de 1 a {MAX_DELAYS} esperas en segundos, de 0.001 a"
+            f"RETRY_DELAYS={text[:60]!r} no vale: escribe de 1 a {MAX_DELAYS} esperas en segundos, de 0.001 a"
             f" {MAX_DELAY_S}, separadas por comas; ejemplo: RETRY_DELAYS=5,30,120.")
     return delays
 
@@ -127,12 +134,15 @@ def _is_delay(seconds: float) -> bool:
 
 
 def _state_dir(text: str) -> Path:
-    if "\0" in text:
-        raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
-    return ROOT / Path(text).expanduser()
+    try:
+        if "\0" not in text:
+            return ROOT / Path(text).expanduser()
+    except RuntimeError:  # ~somebody that this machine does not know
+        pass
+    raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
 
 
 def _queue_type(text: str) -> str:
     if text not in ("quorum", "classic"):
-        raise ConfigError(f"QUEUE_TYPE={text!r} no vale: escribe quorum o classic.")
+        raise ConfigError(f"QUEUE_TYPE={text[:60]!r} no vale: escribe quorum o classic.")
     return text

@@ -49,12 +49,11 @@ def connect(settings: Settings):
     connection, url = _first_that_answers(settings)
     try:
         yield connection
+        connection.close()
     except AMQPError as error:
         raise refused(error, url) or BrokerUnavailable(
             f"Se perdió la conexión con el broker ({describe(error)}): mira que esté en marcha"
             " (python kit.py broker status) y prueba otra vez.") from None
-    finally:
-        _hang_up(connection)
 
 
 def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, str]:
@@ -150,11 +149,12 @@ class Link:
         self._on_channel, self._on_lost, self._on_refused = on_channel, on_lost, on_refused
         self._connection = None
         self._failures = 0
+        self._pausing = False  # between a failure and the next try
         self._quiet = quiet
         self._said = ""
 
     def open(self) -> None:
-        if self.closed or self._connection:
+        if self.closed or self._connection or self._pausing:
             return
         self._url = next(self._urls)
         try:
@@ -219,9 +219,14 @@ class Link:
         delay = backoff_s(self._failures)
         self._failures += 1
         if words != self._said:
-            self._say(f"Sin conexión con el broker: {words}. Se vuelve a intentar sin parar.", "warn")
+            self._say(f"Sin conexión con el broker: {words}. Se vuelve a intentar.", "warn")
         self._said = words
-        self.ioloop.call_later(delay, self.open)
+        self._pausing = True
+        self.ioloop.call_later(delay, self._open_again)
+
+    def _open_again(self) -> None:
+        self._pausing = False
+        self.open()
 
     def _say(self, text: str, colour: str) -> None:
         if not self._quiet:

@@ -1,5 +1,6 @@
 """What the scripts print: lines, colour, bars. Nothing that an event carries reaches the terminal raw."""
 
+import errno
 import json
 import os
 import sys
@@ -9,6 +10,10 @@ import unicodedata
 
 _COLOURS = {"ok": "32", "warn": "33", "error": "31", "dim": "2", "bold": "1"}
 _BIDI = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_REASONS = {"EACCES": "sin permiso", "EPERM": "sin permiso", "ENOSPC": "no queda espacio", "EDQUOT": "no queda espacio",
+            "EROFS": "es de solo lectura", "ENOENT": "no existe", "ENOTDIR": "hay un archivo donde iría una carpeta",
+            "EEXIST": "hay un archivo donde iría una carpeta", "EISDIR": "es una carpeta",
+            "ENAMETOOLONG": "el nombre es demasiado largo"}
 _lock = threading.Lock()
 json_mode = False
 
@@ -50,7 +55,7 @@ def say(text: str, colour: str | None = None) -> None:
 
 def complain(text: str) -> None:
     """Print one line that says what went wrong and what to do."""
-    _write(sys.stderr, paint(text, "error", sys.stderr))
+    _write(sys.stderr, paint(clean(text), "error", sys.stderr))
 
 
 def data(record: dict) -> None:
@@ -62,6 +67,11 @@ def _write(stream, line: str) -> None:
     with _lock:  # the I/O thread says "conexión perdida" while the handler prints an event
         stream.write(line + "\n")
         stream.flush()
+
+
+def reason(error: OSError) -> str:
+    """Why a file or folder cannot be used."""
+    return _REASONS.get(errno.errorcode.get(error.errno or 0, ""), error.strerror or "error de disco")
 
 
 def clock() -> str:

@@ -17,7 +17,7 @@ from common.cli import EXIT_OK, stop_on_signals
 from common.config import Settings
 from common.consumer import Consumer, Options
 from common.connection import BrokerUnavailable, places
-from common.deliveries import Deliveries, Delivery
+from common.deliveries import STOP_TIMEOUT_S, Deliveries, Delivery
 from common.events import USER_CREATED, Event, decode, now
 from common.ledger import Ledger, StateError
 from common.publishing import Message
@@ -26,6 +26,7 @@ from common.retry import PermanentError, attempt_of, failed_headers, next_step
 BATCH_S = 0.1  # a batch is committed and acked at least this often
 SUMMARY_S = 1
 POLL_S = 0.2  # how soon Ctrl-C is heard, on Windows too
+LAST_COPIES_S = 30  # at --limit nobody is waiting: the last copies get their time
 MAX_STARTS = 5  # starts without an end that make an event a dead letter
 
 DONE, DUPLICATE, SKIPPED, RETRY, DEAD = "done", "duplicate", "skipped", "retry", "dead"
@@ -70,10 +71,12 @@ class _Run:
         console.say(f"{self.consumer.name}: escucha {where} en {places(self.settings)}. Ctrl-C para terminar.", "dim")
         self.deliveries.start()
         not_started: list[Delivery] = []
+        patience_s: float = STOP_TIMEOUT_S
         try:
             not_started = self._loop()
+            patience_s = STOP_TIMEOUT_S if self.stop_wanted else LAST_COPIES_S
         finally:
-            self.deliveries.stop(not_started)
+            self.deliveries.stop(not_started, patience_s)
             self.ledger.close()
         console.say(f"{self.consumer.name}: " + ", ".join(
             f"{self.counts[kind]} {words}" for kind, words in SUMMARY.items()

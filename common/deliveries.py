@@ -77,11 +77,11 @@ class Deliveries(threading.Thread):
         """Publish a copy; only when the broker has confirmed it, ack the original."""
         self._call(lambda: self._publisher.send(message, lambda *answer: self._copied(delivery, *answer)))
 
-    def stop(self, not_started: list[Delivery]) -> None:
+    def stop(self, not_started: list[Delivery], timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop consuming, give back what was not started, wait for the copies under way, close."""
         self._stopping = True
-        self._call(lambda: self._cancel(not_started))
-        self.join(STOP_TIMEOUT_S)
+        self._call(lambda: self._cancel(not_started, time.monotonic() + timeout_s - 1))
+        self.join(timeout_s)
 
     def _call(self, function) -> None:
         self._ioloop.add_callback_threadsafe(function)
@@ -93,7 +93,8 @@ class Deliveries(threading.Thread):
         while not self._stopped:
             try:
                 self._ioloop.start()
-            except Exception as error:  # whatever broke in the loop: a new connection mends it
+            except Exception as error:  # whatever broke in the loop: new connections mend it
+                self._publisher.link.restart(describe(error))
                 self._link.restart(describe(error))
 
     def _channel_opened(self, channel) -> None:
@@ -131,6 +132,8 @@ class Deliveries(threading.Thread):
         generation = self._generation
 
         def arrived(_channel, method, properties, body):
+            if generation != self._generation:  # given up, and yet it talks: all of it comes again
+                return
             self._unsettled[method.delivery_tag] = None
             self._inbox.put(Delivery(generation, method.delivery_tag, method.redelivered, properties, body))
 
@@ -157,6 +160,8 @@ class Deliveries(threading.Thread):
     def _copied(self, delivery: Delivery, message: Message, outcome: str) -> None:
         if outcome == CONFIRMED:
             return self._settle([delivery])
+        if delivery.generation != self._generation:  # the original comes again
+            return
         console.say(f"{console.clock()} La cola {message.routing_key} no está: se declara de nuevo.", "warn")
         self._publisher.declare_again()
         self._ioloop.call_later(RETURNED_PAUSE_S, lambda: self._publisher.send(
@@ -169,11 +174,11 @@ class Deliveries(threading.Thread):
     def _refused(self, error: KitError) -> None:
         self.error = error
 
-    def _cancel(self, not_started: list[Delivery]) -> None:
+    def _cancel(self, not_started: list[Delivery], deadline: float) -> None:
         """nack, not close: on RabbitMQ 4.3 a closed channel would count as a failed delivery (facts, broker 5)."""
         if self._channel and self._consumer_tag:
             self._channel.basic_cancel(self._consumer_tag, callback=lambda _: self._give_back(not_started))
-        self._finish(time.monotonic() + STOP_TIMEOUT_S - 1)
+        self._finish(deadline)
 
     def _give_back(self, not_started: list[Delivery]) -> None:
         while not self._inbox.empty():

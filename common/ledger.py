@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
+from common import console
 from common.config import KitError
 
 LOCK_TIMEOUT_S = 10
@@ -115,7 +116,7 @@ class Ledger:
 
 def unwritable(path: Path, error: OSError) -> StateError:
     """The words for a file or folder that cannot be written."""
-    return StateError(f"No se puede escribir en {path} ({error.strerror or error}): revisa STATE_DIR, sus"
+    return StateError(f"No se puede escribir en {path} ({console.reason(error)}): revisa STATE_DIR, sus"
                       " permisos y el espacio libre, y arranca de nuevo. No se pierde nada: el broker"
                       " guarda los eventos.")
 

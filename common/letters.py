@@ -1,4 +1,4 @@
-"""A dead letter, read: what it was, whose, why, how often it was tried, and its way here.
+"""Dead letters: what each was, whose, why, how often it was tried, its way here; and how to look at them.
 
 Most were made by a consumer of the kit and carry its headers (common/retry.py). Those made by the
 broker itself (delivery limit, rejected) have only x-death: both kinds are read here.
@@ -6,12 +6,14 @@ broker itself (delivery limit, rejected) have only x-death: both kinds are read 
 
 import base64
 import hashlib
+import time
 from dataclasses import dataclass
 
 from common.events import MalformedEvent, decode
-from common.exchange import CONSUMERS
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
 from common.retry import attempt_of, journey_of, own_headers, replays_of
 
+PATIENCE_S = 2  # somebody else's look holds all letters for a moment
 REASONS = {"delivery_limit": "el broker la entregó demasiadas veces sin ack", "rejected": "rechazada sin reintento",
            "expired": "caducó", "maxlen": "la cola estaba llena"}
 
@@ -45,6 +47,42 @@ class Letter:
             return shown | {"body": self.body.decode()}
         except UnicodeDecodeError:
             return shown | {"body_base64": base64.b64encode(self.body).decode()}
+
+
+def look(connection):
+    """Each letter that is there now, once, as (channel, delivery tag, properties, letter).
+
+    Who acks a letter takes it off; all others go back when the last one was seen.
+    """
+    channel = connection.channel()
+    for _ in range(depth(connection, PATIENCE_S)):
+        method, properties, body = _get(connection, channel)
+        if method is None:
+            break
+        yield channel, method.delivery_tag, properties, read(properties, body)
+    channel.basic_nack(0, multiple=True, requeue=True)
+    channel.close()
+
+
+def _get(connection, channel):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        answer = channel.basic_get(DEAD_LETTER_QUEUE)
+        if answer[0] is not None or time.monotonic() > deadline:
+            return answer
+        connection.sleep(0.1)
+
+
+def depth(connection, patience_s: float = 0) -> int:
+    """Letters ready to be looked at; for a moment none are while somebody else looks."""
+    channel = connection.channel()
+    deadline = time.monotonic() + patience_s
+    while True:
+        ready = channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count
+        if ready or time.monotonic() > deadline:
+            channel.close()
+            return ready
+        connection.sleep(0.1)
 
 
 def read(properties, body: bytes) -> Letter:

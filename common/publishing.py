@@ -194,7 +194,8 @@ class ConfirmedConnection:
             self._answered(message, UNCONFIRMED)
 
     def sleep(self, seconds: float) -> None:
-        self._run_until(lambda: False, seconds)
+        """Let the loop run; at once over when nothing has moved for too long."""
+        self._run_until(lambda: self._gave_up, seconds)
 
     def answers(self) -> Iterator[tuple[str, str]]:
         """What has been answered so far."""
@@ -218,7 +219,6 @@ class ConfirmedConnection:
         """Run the loop until the condition holds, or nothing has moved for too long."""
         while not condition() and not self._gave_up:
             self._step()
-            self._gave_up = time.monotonic() - self._progress_at > self._timeout_s
 
     def _run_until(self, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -228,6 +228,8 @@ class ConfirmedConnection:
     def _step(self) -> None:
         self._ioloop.poll()
         self._ioloop.process_timeouts()
+        stalled = time.monotonic() - self._progress_at > self._timeout_s
+        self._gave_up = self._gave_up or bool(stalled and self._publisher.open_count())
         if self._refusals:
             raise self._refusals.pop()
 

@@ -6,10 +6,13 @@ replay that kept it for a cycle and drops it (facts, broker 6).
 
 from dataclasses import dataclass
 
+from common.config import MAX_DELAYS
 from common.events import MalformedEvent
 
 ERROR_BYTES = 1024  # a header larger than a frame would close the connection (facts, pika 5)
+MOST = 1_000_000  # a larger attempt or replay number is nobody's honest count
 FOREIGN_BYTES = 32 * 1024
+OWN_BYTES = 4 * 1024  # the longest journey has 3
 DECIDING = ("x-attempt", "x-replays", "x-simulate")
 TOLD = ("x-error-type", "x-error-message", "x-consumer", "x-source-queue", "x-first-failed-at",
         "x-failed-at", "x-journey")
@@ -48,7 +51,8 @@ def journey_of(headers: dict | None) -> list[dict]:
     journey = (headers or {}).get("x-journey")
     if not isinstance(journey, list):
         return []
-    return [stop for stop in journey if isinstance(stop, dict)
+    return [{"attempt": attempt_of({"x-attempt": stop.get("attempt")}), "failed_at": cut(stop["failed_at"], 64),
+             "to": cut(stop["to"], 255)} for stop in journey[-MAX_DELAYS:] if isinstance(stop, dict)
             and isinstance(stop.get("failed_at"), str) and isinstance(stop.get("to"), str)]
 
 
@@ -78,12 +82,17 @@ def replay_headers(headers: dict | None) -> dict:
 
 def own_headers(headers: dict | None) -> dict:
     """The headers that may travel on: none of the broker's, no CC (it would route a copy elsewhere),
-    nothing that pika cannot write (a float), and none of the sender's if they are huge."""
+    nothing that pika cannot write (a float), and if they are huge none but ours, and small."""
     kept = {name: _plain(value) for name, value in (headers or {}).items()
             if isinstance(name, str) and not name.startswith(BROKERS_OWN) and name not in ("CC", "BCC")}
-    if len(repr(kept)) > FOREIGN_BYTES:
-        return {name: value for name, value in kept.items() if name in DECIDING + TOLD}
+    if _size(kept) > FOREIGN_BYTES:
+        return {name: value for name, value in kept.items() if name in DECIDING + TOLD and _size(value) <= OWN_BYTES}
     return kept
+
+
+def _size(value: object) -> int:
+    """About as many bytes as on the wire."""
+    return len(repr(value).encode("utf-8", "replace"))
 
 
 def _plain(value: object, depth: int = 0) -> object:
@@ -92,14 +101,14 @@ def _plain(value: object, depth: int = 0) -> object:
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, dict):
-        return {str(name): _plain(item, depth + 1) for name, item in value.items()}
+        return {name: _plain(item, depth + 1) for name, item in value.items() if isinstance(name, str)}
     return value
 
 
-def cut(text: str) -> str:
-    """At most ERROR_BYTES of UTF-8."""
-    return text.encode("utf-8", "replace")[:ERROR_BYTES].decode("utf-8", "ignore")
+def cut(text: str, most: int = ERROR_BYTES) -> str:
+    """At most so many bytes of UTF-8."""
+    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
 
 
 def _positive(value: object, default: int) -> int:
-    return value if type(value) is int and value >= 1 else default
+    return value if type(value) is int and 1 <= value <= MOST else default

@@ -1,4 +1,4 @@
-"""Finding a broker, first that answers; and `kit.py broker up|down|status`.
+"""Finding a broker for the demo: the first that answers.
 
 RABBITMQ_URL if set (use it or fail) -> one on 127.0.0.1:5672 -> Docker -> a local rabbitmq-server
 as a private node -> the same, installed with a yes -> exit 69 with the choices in words.
@@ -9,7 +9,6 @@ would be: when nobody answers there, the search goes on.
 
 import os
 import shutil
-import subprocess
 import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,17 +16,16 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from common import cli, config, connection, console
+from tools.command import failure_of
 from tools.install import has_apt, has_brew, install_rabbitmq
 from tools.isolation import own_place
-from tools.node import Node, NodeError, answers_amqp, find_server, free_port
+from tools.node import Node, answers_amqp, find_server
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 AMQP_PORT = 5672
 MANAGEMENT_PORT = 15672
 DOCKER_TIMEOUT_S = 20
 COMPOSE_TIMEOUT_S = 900  # the first time it downloads the image
-KEPT_NODE = config.ROOT / ".state" / "broker"
-COMPOSE_MARK = config.ROOT / ".state" / "compose-up"  # there while a compose broker of `up` runs
 
 CHOICES = """No hay ningún broker. Elige una de estas opciones y repite la orden:
   - Docker: abre Docker Desktop (https://docs.docker.com/get-docker/) y espera a que arranque.
@@ -49,29 +47,33 @@ class Broker:
     words: str
 
 
-# ---------------------------------------------------------------- for the demo
-
-
 @contextmanager
 def found(yes: bool, delays: str):
     """Yield the URL of a place on the first broker of the ladder; what was started for it ends with it."""
     with ExitStack() as stack:
-        yield (_place_on_configured(stack, delays) or _place_on_default(stack, delays)
-               or _place_on_compose(stack, delays) or _place_on_private(stack, yes))
+        yield (_place_on_running(stack, delays) or _place_on_compose(stack, delays)
+               or _place_on_private(stack, yes))
 
 
-def _place_on_configured(stack: ExitStack, delays: str) -> "str | None":
-    broker = _configured()
-    return broker and _enter(stack, broker, delays)
+def _place_on_running(stack: ExitStack, delays: str) -> "str | None":
+    configured = config.load().urls[0]
+    if _is_order(configured):
+        if not answers(configured):
+            raise NoBroker(f"RABBITMQ_URL está puesta y ningún broker responde en {config.masked(configured)}."
+                           " Arráncalo, o quita RABBITMQ_URL para que el kit busque uno.")
+        return _enter(stack, Broker(configured, management_of(configured), "el de RABBITMQ_URL"), delays)
+    for url in dict.fromkeys((configured, config.DEFAULTS["RABBITMQ_URL"])):
+        try:
+            if answers(url):
+                return _enter(stack, Broker(url, management_of(url), "uno que ya estaba en marcha"), delays)
+        except config.KitError as refusal:
+            console.say(f"{refusal} Se busca otro broker.")
+    return None
 
 
-def _place_on_default(stack: ExitStack, delays: str) -> "str | None":
-    broker = _default_one()
-    try:
-        return broker and _enter(stack, broker, delays)
-    except config.KitError as refusal:
-        console.say(f"{refusal} Se busca otro broker.")
-        return None
+def _is_order(url: str) -> bool:
+    """Whether RABBITMQ_URL says which broker to use, or only where compose's would be."""
+    return bool(os.environ.get("RABBITMQ_URL")) or urlsplit(url).hostname not in LOCAL_HOSTS
 
 
 def _place_on_compose(stack: ExitStack, delays: str) -> "str | None":
@@ -84,7 +86,7 @@ def _place_on_compose(stack: ExitStack, delays: str) -> "str | None":
 def _place_on_private(stack: ExitStack, yes: bool) -> str:
     require_server(yes)
     node = stack.enter_context(Node(Path(tempfile.mkdtemp(prefix="kit-broker-"))))
-    started(node)
+    start(node)
     console.say(f"Broker: un nodo privado, solo para esto, en {node.url}")
     return node.url
 
@@ -106,31 +108,6 @@ def require_server(yes: bool) -> None:
     install_rabbitmq()
     if not find_server():
         raise NoBroker(CHOICES)
-
-
-def _configured() -> "Broker | None":
-    url = config.load().urls[0]
-    if answers(url):
-        if url != config.DEFAULTS["RABBITMQ_URL"]:
-            return Broker(url, management_of(url), "el de RABBITMQ_URL")
-    elif os.environ.get("RABBITMQ_URL") or urlsplit(url).hostname not in LOCAL_HOSTS:
-        raise NoBroker(f"RABBITMQ_URL está puesta y ningún broker responde en {config.masked(url)}."
-                       " Arráncalo, o quita RABBITMQ_URL para que el kit busque uno.")
-    return None
-
-
-def _default_one() -> "Broker | None":
-    """One that lets guest in; another's broker with other users is left alone."""
-    url = config.DEFAULTS["RABBITMQ_URL"]
-    if not answers(url):
-        return None
-    try:
-        with connection.connect(config.load({"RABBITMQ_URL": url})):
-            pass
-    except config.KitError:
-        console.say("En 127.0.0.1:5672 hay un broker, pero no admite al usuario guest: se busca otro.")
-        return None
-    return Broker(url, management_of(url), "el que ya estaba en 127.0.0.1:5672")
 
 
 def answers(url: str) -> bool:
@@ -155,12 +132,14 @@ def management_of(url: str) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{MANAGEMENT_PORT}"
 
 
-def started(node: Node) -> None:
+def start(node: Node) -> None:
     console.say("Arrancando un nodo privado de RabbitMQ (tarda unos segundos)…")
-    try:
-        node.start()
-    except NodeError as error:
-        raise NoBroker(str(error)) from None
+    node.start()
+
+
+def shown(url: str) -> str:
+    """For the screen; guest's password is no secret."""
+    return url if url.startswith("amqp://guest:guest@") else config.masked(url)
 
 
 # ---------------------------------------------------------------- Docker
@@ -168,8 +147,8 @@ def started(node: Node) -> None:
 
 def docker_answers() -> bool:
     """A `docker` on PATH may have no engine behind it, and an engine no compose."""
-    return shutil.which("docker") is not None and all(
-        _docker(*words, timeout=DOCKER_TIMEOUT_S) for words in (["info"], ["compose", "version"]))
+    return all(failure_of(["docker", *words], DOCKER_TIMEOUT_S) is None
+               for words in (["info"], ["compose", "version"]))
 
 
 def compose_up() -> bool:
@@ -178,15 +157,15 @@ def compose_up() -> bool:
         return False  # the port that it publishes is somebody else's
     _ensure_dotenv()
     console.say("Arrancando RabbitMQ con docker compose (la primera vez descarga la imagen)…")
-    if _docker("compose", "up", "-d", "--wait", timeout=COMPOSE_TIMEOUT_S, loud=True):
+    if _compose("up", "-d", "--wait"):
         return True
     compose_down()
     return False
 
 
-def compose_down() -> None:
+def compose_down() -> bool:
     """Stop it; the volume with its data stays."""
-    _docker("compose", "down", timeout=COMPOSE_TIMEOUT_S, loud=True)
+    return _compose("down")
 
 
 def compose_broker() -> Broker:
@@ -205,115 +184,9 @@ def _ensure_dotenv() -> None:
         console.say("No había .env: se ha copiado de .env.example.")
 
 
-def _docker(*words: str, timeout: float, loud: bool = False) -> bool:
-    try:
-        done = subprocess.run(["docker", *words], cwd=config.ROOT, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              encoding="utf-8", errors="replace", timeout=timeout)
-        output, worked = done.stdout, done.returncode == 0
-    except (OSError, subprocess.TimeoutExpired) as error:
-        output, worked = str(error), False
-    if loud and not worked:
-        console.complain(f"docker {' '.join(words)} no funcionó:\n  "
-                         + "\n  ".join(output.strip().splitlines()[-5:]))
-    return worked
-
-
-# ---------------------------------------------------------------- kit.py broker …
-
-
-def up(yes: bool) -> int:
-    """Keep a broker running for the terminals of the class."""
-    present = _present()
-    if present:
-        console.say("Ya hay un broker en marcha; no se cambia nada.")
-        return _describe(present)
-    if os.environ.get("RABBITMQ_URL") and urlsplit(config.load().urls[0]).hostname not in LOCAL_HOSTS:
-        raise NoBroker(f"RABBITMQ_URL apunta a {config.masked(config.load().urls[0])}, que no responde y que"
-                       " desde aquí no se puede arrancar.")
-    if docker_answers() and compose_up():
-        COMPOSE_MARK.parent.mkdir(exist_ok=True)
-        COMPOSE_MARK.touch()
-        return _describe(compose_broker())
-    require_server(yes)
-    node = _kept_node() or _new_kept_node()
-    started(node)
-    return _describe(_of(node))
-
-
-def down(yes: bool) -> int:
-    """Stop what `up` started, and nothing else."""
-    node = _kept_node()
-    if node and node.running:
-        node.stop()
-        node.close(keep_data=True)
-        console.say(f"Nodo parado; sus datos siguen en {KEPT_NODE} (bórrala para empezar de cero).")
-    elif COMPOSE_MARK.exists():
-        compose_down()
-        COMPOSE_MARK.unlink()
-        console.say("Contenedor parado; sus datos siguen en el volumen (docker compose down -v los borra).")
-    else:
-        console.say("No hay nada que parar: kit.py broker up no arrancó ningún broker.")
-    return cli.EXIT_OK
-
-
-def status(yes: bool) -> int:
-    """Say whether a broker answers: exit 0 or 69."""
-    present = _present()
-    if present:
-        return _describe(present)
-    console.say(f"Ningún broker responde en {config.masked(config.load().urls[0])}."
-                " Arráncalo con: python kit.py broker up")
-    return cli.EXIT_NO_BROKER
-
-
-def _present() -> "Broker | None":
-    node = _kept_node()
-    if node and answers(node.url):
-        return _of(node)
-    if COMPOSE_MARK.exists() and answers(compose_broker().url):
-        return compose_broker()
-    url = config.load().urls[0]
-    return Broker(url, management_of(url), "uno que el kit no arrancó") if answers(url) else None
-
-
-def _kept_node() -> "Node | None":
-    return Node(KEPT_NODE) if (KEPT_NODE / "ports.json").exists() else None
-
-
-def _new_kept_node() -> Node:
-    """On the usual ports when nobody has them, so that the scripts find it without RABBITMQ_URL."""
-    return Node(KEPT_NODE, free_port(AMQP_PORT), free_port(MANAGEMENT_PORT))
-
-
-def _of(node: Node) -> Broker:
-    return Broker(node.url, node.management_url, f"nodo privado en {KEPT_NODE}")
-
-
-def _describe(broker: Broker) -> int:
-    console.say(f"Broker:   {shown(broker.url)}  ({broker.words})")
-    console.say(f"Gestión:  {broker.management_url}  (usuario {urlsplit(broker.url).username})")
-    configured = config.load().urls[0]
-    if _place(configured) != _place(broker.url):
-        console.say("Los scripts lo encuentran después de escribir esto en cada terminal:")
-        console.say(f"  {_set_variable(broker.url)}")
-    return cli.EXIT_OK
-
-
-def shown(url: str) -> str:
-    """For the screen; guest's password is no secret."""
-    return url if url.startswith("amqp://guest:guest@") else config.masked(url)
-
-
-def _place(url: str) -> tuple:
-    parts = urlsplit(url)
-    host = "127.0.0.1" if parts.hostname in LOCAL_HOSTS else parts.hostname
-    return host, parts.port or AMQP_PORT, parts.username
-
-
-def _set_variable(url: str) -> str:
-    if url != shown(url):
-        return "copia RABBITMQ_URL de .env.example a .env"
-    if os.name == "nt":
-        return f"$env:RABBITMQ_URL = \"{url}\"     (PowerShell; en cmd: set RABBITMQ_URL={url.replace('%', '%%')})"
-    return f"export RABBITMQ_URL='{url}'"
+def _compose(*words: str) -> bool:
+    """Whether it worked; if not, its last lines are on the screen."""
+    failure = failure_of(["docker", "compose", *words], COMPOSE_TIMEOUT_S)
+    if failure is not None:
+        console.complain(f"docker compose {' '.join(words)} no funcionó:\n{failure}")
+    return failure is None

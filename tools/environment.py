@@ -13,6 +13,7 @@ from pathlib import Path
 
 from common import console
 from common.config import ROOT, KitError
+from tools.command import failure_of
 from tools.install import apt_install, has_apt
 
 VENV = ROOT / ".venv"
@@ -73,13 +74,9 @@ def _install() -> None:
 
 
 def _run(command: list[str], problem: str) -> None:
-    """Silent when it works; otherwise the last lines of what it printed."""
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-                          errors="replace", timeout=PIP_TIMEOUT_S)
-    if done.returncode != 0:
-        tail = "\n  ".join(done.stdout.strip().splitlines()[-5:])
-        raise EnvironmentProblem(f"{problem}:\n  {tail}")
+    failure = failure_of(command, PIP_TIMEOUT_S)
+    if failure is not None:
+        raise EnvironmentProblem(f"{problem}:\n{failure}")
 
 
 def _run_again_inside() -> None:

@@ -2,13 +2,15 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 from common import console
 from common.config import KitError
+from tools.command import failure_of
+from tools.node import kill_epmd
 
 INSTALL_TIMEOUT_S = 1800
+EPMD_PORT = 4369
 
 
 class InstallProblem(KitError):
@@ -46,6 +48,7 @@ def _stop_debian_service() -> None:
         _run([*_sudo(), "systemctl", "disable", "--now", "rabbitmq-server"], may_fail=True)
     elif Path("/etc/init.d/rabbitmq-server").exists():
         _run([*_sudo(), "/etc/init.d/rabbitmq-server", "stop"], may_fail=True)
+        kill_epmd(EPMD_PORT)
     console.say("El servicio rabbitmq-server que instala Debian queda parado y desactivado:"
                 " el kit arranca su propio nodo.")
 
@@ -55,12 +58,6 @@ def _sudo() -> list[str]:
 
 
 def _run(command: list[str], may_fail: bool = False) -> None:
-    try:
-        done = subprocess.run(command, stdin=None if command[0] == "sudo" else subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              encoding="utf-8", errors="replace", timeout=INSTALL_TIMEOUT_S)
-        tail, failed = done.stdout.strip().splitlines()[-5:], done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired) as error:
-        tail, failed = [str(error)], True
-    if failed and not may_fail:
-        raise InstallProblem(f"No funcionó: {' '.join(command)}\n  " + "\n  ".join(tail))
+    failure = failure_of(command, INSTALL_TIMEOUT_S, may_ask=command[0] == "sudo")
+    if failure is not None and not may_fail:
+        raise InstallProblem(f"No funcionó {' '.join(command)}:\n{failure}")

@@ -23,8 +23,12 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote
 
+from common.cli import EXIT_NO_BROKER
+from common.config import KitError
+
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
+EPMD_TIMEOUT_S = 5
 POLL_S = 0.1
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = 1
@@ -35,8 +39,10 @@ PORTS = range(20_000, 32_000)
 WINDOWS = os.name == "nt"
 
 
-class NodeError(Exception):
+class NodeError(KitError):
     """A private node did not start or stop; the text ends with the last lines of its log."""
+
+    exit_code = EXIT_NO_BROKER
 
 
 # ---------------------------------------------------------------- looking for a broker
@@ -177,7 +183,7 @@ class Node:
     def close(self, keep_data: bool = False) -> None:
         """Leave nothing behind: no node, no epmd, no folder (unless its data is to be kept)."""
         self.kill()
-        self._kill_epmd()
+        kill_epmd(self._ports["epmd"])
         if not keep_data:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -237,22 +243,23 @@ class Node:
     def _signal_group(self, number: int) -> None:
         os.killpg(self.pid, number)
 
-    def _kill_epmd(self) -> None:
-        """epmd outlives its node; it refuses to die while it still knows a living one."""
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            try:
-                with socket.create_connection(("127.0.0.1", self._ports["epmd"]), 1) as epmd:
-                    epmd.sendall(EPMD_KILL_REQUEST)
-                    if epmd.recv(2) == b"OK":
-                        return
-            except OSError:
-                return  # nobody listens there
-            time.sleep(POLL_S)
-
     def _tail(self, lines: int = 15) -> str:
         text = _read(self.folder / "console.log") + self.log()
         return "\n".join(text.splitlines()[-lines:])
+
+
+def kill_epmd(port: int) -> None:
+    """epmd outlives its node; it refuses to die while it still knows a living one."""
+    deadline = time.monotonic() + EPMD_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as epmd:
+                epmd.sendall(EPMD_KILL_REQUEST)
+                if epmd.recv(2) == b"OK":
+                    return
+        except OSError:
+            return  # nobody listens there
+        time.sleep(POLL_S)
 
 
 def free_port(wanted: "int | None" = None) -> int:

@@ -1,0 +1,63 @@
+"""The door of the kit: one command makes what it needs and runs it.
+
+    python3 kit.py demo --yes       both demos of the class, with the real scripts
+    python3 kit.py test --yes       the tests, on private brokers
+    python3 kit.py broker up        a broker for the terminals of the class
+
+Standard library only, and even an old Python 3 can read this file: it has to say that it is old.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("Este kit necesita Python 3.10 o más nuevo y este es el {}.{}. "
+             "Instálalo desde https://www.python.org/downloads/ y vuelve a probar."
+             .format(*sys.version_info[:2]))
+
+import argparse
+
+from common import cli
+from tools import environment
+
+
+def main(argv=None):
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    environment.enter(arguments.yes)
+    # From here on we run inside .venv: what follows may import pika.
+    if arguments.command == "demo":
+        from tools import demo
+        return demo.main(arguments.yes)
+    if arguments.command == "test":
+        from tools import run_tests
+        return run_tests.main(arguments.yes, arguments.pytest)
+    from tools import service
+    return {"up": service.up, "down": service.down, "status": service.status}[arguments.action](arguments.yes)
+
+
+def parse(argv):
+    """Everything behind `--` is for pytest."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    own, rest = argv[:end], argv[end + 1:]
+    parser = argparse.ArgumentParser(
+        prog="kit.py", description="Prepara lo necesario (.venv, un broker) y lo pone en marcha.",
+        allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ORDEN")
+    for name, words in (("demo", "las dos demos de la clase, comprobadas paso a paso"),
+                        ("test", "las pruebas, en brokers privados; detrás de -- van opciones de pytest"),
+                        ("broker", "un broker para las terminales de la clase")):
+        command = commands.add_parser(name, help=words, description=words.capitalize() + ".",
+                                      allow_abbrev=False)
+        command.add_argument("--yes", action="store_true",
+                             help="instala lo que falte sin preguntar")
+        if name == "broker":
+            command.add_argument("action", choices=("up", "down", "status"), metavar="up|down|status",
+                                 help="arrancarlo, pararlo o ver cómo está")
+    arguments = parser.parse_args(own)
+    if rest and arguments.command != "test":
+        parser.error("solo test admite opciones detrás de --")
+    arguments.pytest = rest
+    return arguments
+
+
+if __name__ == "__main__":
+    cli.run(main)
