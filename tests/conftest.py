@@ -109,6 +109,20 @@ class Kit:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended
 
+    def run_at_terminal(self, typed: str, script: str, *arguments: str, timeout: float = 60):
+        """Run a script that asks, and answer it (POSIX): .returncode, .stdout with all it said."""
+        import pty  # late: Windows has none
+
+        keyboard, terminal = pty.openpty()
+        try:
+            os.write(keyboard, typed.encode())
+            return subprocess.run([sys.executable, str(ROOT / script), *arguments], env=self.environment(),
+                                  cwd=self.state.parent, stdin=terminal, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True, encoding="utf-8", timeout=timeout)
+        finally:
+            os.close(keyboard)
+            os.close(terminal)
+
     def report(self, script: str) -> dict:
         return json.loads(self.done(script, "--report", "--json").stdout)
 

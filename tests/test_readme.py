@@ -1,0 +1,364 @@
+"""The READMEs, held against the kit: their commands are run, and what they show is what is printed."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+import dead_letter_consumer
+import events_publisher_levels
+import simulate_fail_publisher
+from common import cli, config, consumer, exchange
+from tests.conftest import DELAYS, ROOT, wait_until
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README, "README.en.md": ENGLISH}
+TOPOLOGY = (ROOT / "docs" / "topologia.md").read_text(encoding="utf-8")
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+CONSUMERS = {"email_consumer_simple.py": "email", "loyalty_consumer_simple.py": "loyalty",
+             "analytics_consumer.py": "analytics"}
+FIVE_MINUTES, RETRIES, LEVELS, GUARANTEES, NEW_CONSUMER = (
+    "Demo de cinco minutos", "Demo de reintentos", "Los tres niveles", "Qué se garantiza", "Añadir un consumidor")
+ENDS = {"--report", "--summary", "--replay", "--discard", "--export"}  # a consumer with one of these ends by itself
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+both = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES.keys())
+
+
+# ---------------------------------------------------------------- reading a README
+
+
+def section(page: str, title: str) -> str:
+    """What stands below a heading, up to the next one of its level or above."""
+    found = re.search(rf"^(##+) {re.escape(title)}\n(.*?)(?=^##? |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {title!r}"
+    return found[2]
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(language, body) of every fenced block, in order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    return [line for language, body in blocks(text) if language in ("bash", "powershell") for line in body.splitlines()]
+
+
+def spans(text: str) -> list[str]:
+    """What stands in backticks, outside the fenced blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row, without the rows of dashes."""
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    return [row for row in cells if not row[0].startswith("|--") and not set("".join(row)) <= set("-| ")]
+
+
+def first_flag(row: list[str]) -> str:
+    return FLAG.search(row[0])[0]
+
+
+def option_tables(page: str) -> dict[str, list[list[str]]]:
+    """Script -> its rows in the section of the options."""
+    found = {}
+    for heading, body in re.findall(r"^### ([^\n]*\.py[^\n]*)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL):
+        for script in re.findall(r"[\w.]+\.py", heading):
+            found[script] = [row for row in rows(body) if FLAG.search(row[0])]
+    return found
+
+
+@cache
+def help_of(script: str) -> str:
+    orders = [[order] for order in ("demo", "test", "broker")] if script == "kit.py" else [[]]
+    return "".join(subprocess.run([sys.executable, str(ROOT / script), *order, "--help"], capture_output=True,
+                                  text=True, encoding="utf-8", check=True).stdout for order in orders)
+
+
+def flags_of(script: str) -> set[str]:
+    """Every flag that the script's --help lists."""
+    return set(re.findall(r"^ +(?:-\w, )?(--[a-z-]+)", help_of(script), re.MULTILINE))
+
+
+def common_flags() -> set[str]:
+    return set.intersection(*(flags_of(script) for script in SCRIPTS if script != "kit.py"))
+
+
+# ---------------------------------------------------------------- playing a README's section
+
+
+class Player:
+    """Runs the commands of a section as they stand there, and looks for the lines that it shows."""
+
+    def __init__(self, kit):
+        self.kit = kit
+        self.running = []
+        self.ended: list[str] = []  # lines of the scripts that ended by themselves
+        self.marks: list[int] = []
+        self.ids: dict[str, str] = {}  # an event id of the README -> the one of this run
+        self.last = ""
+
+    def play(self, text: str) -> None:
+        for language, body in blocks(text):
+            if language == "bash":
+                self.mark()
+                for command in body.splitlines():
+                    self.command(command)
+            if language == "text":
+                self.look_for(body.splitlines())
+
+    def mark(self) -> None:
+        """What a README shows has to come after the commands above it."""
+        self.ended.clear()
+        self.marks = [len(process.out) for process in self.running]
+
+    def command(self, line: str) -> None:
+        self.last = line
+        python, script, *arguments = shlex.split(line)
+        assert python == "python", line
+        if script == "kit.py":
+            {"down": self.kit.node.stop, "up": self.kit.node.start}[arguments[-1]]()
+        elif script in CONSUMERS and not ENDS & set(arguments):
+            self.running.append(self.kit.start_consumer(CONSUMERS[script], *arguments))
+        elif script == "dead_letter_consumer.py" and not ENDS & set(arguments):
+            self.running.append(self.kit.start(script, *arguments))
+        else:
+            self.ended += self.kit.done(script, *arguments).stdout.splitlines()
+
+    def look_for(self, lines: list[str]) -> None:
+        assert lines
+        for line in lines:
+            wait_until(lambda: self.shows(line), f"the README's line {line!r} after {self.last!r}",
+                       lambda: "\n".join(self.lines()))
+
+    def shows(self, line: str) -> bool:
+        if "--summary" in self.last and not self.match(line):
+            self.ended.clear()  # a look may be repeated until it shows what the README shows
+            self.command(self.last)
+        return self.match(line)
+
+    def match(self, line: str) -> bool:
+        known = re.search(r"\b([0-9a-f]{8})-…", line)
+        for printed in self.lines():
+            found = re.fullmatch(pattern(line), printed)
+            if found and known and self.ids.setdefault(known[1], found["id"]) != found["id"]:
+                continue
+            if found:
+                return True
+        return False
+
+    def lines(self) -> list[str]:
+        starts = self.marks + [0] * len(self.running)
+        return self.ended + [line for process, start in zip(self.running, starts) for line in process.out[start:]]
+
+
+def pattern(line: str) -> str:
+    """A README's line as a regular expression: other times, ids and places, short delays."""
+    for shown, used in zip(config.DEFAULTS["RETRY_DELAYS"].split(","), DELAYS.split(",")):
+        line = line.replace(exchange.retry_queue("", float(shown)), exchange.retry_queue("", float(used)))
+    made = re.escape(line)
+    for shown, wanted in ((r"(?:\\ )+", r"\\s+"), (r"\b\d\d:\d\d:\d\d", r"\\d\\d:\\d\\d:\\d\\d"),
+                          (r"(?<=\\d)\\\.\d{3}\b", r"\\.\\d{3}"), (r"\b[0-9a-f]{8}\\-…", r"(?P<id>[0-9a-f-]{36})"),
+                          ("…", r"\\S+"), (r"localhost:5672", r"\\S+:\\d+"), (r"(?<=^carta\\s\+)\d+", r"\\d+")):
+        made = re.sub(shown, wanted, made)
+    return made
+
+
+def test_a_line_of_a_readme_matches_what_is_printed_and_nothing_else():
+    line = "10:31:02 falló (E: no) → email_queue.retry.5s · evento 2bd64516-… · intento 1"
+    printed = ("08:00:00 falló (E: no) → email_queue.retry.300ms · evento 129028c9-0c3f-4731-90f8-b9f32d74dd14"
+               " · intento 1")
+    assert re.fullmatch(pattern(line), printed)
+    assert not re.fullmatch(pattern(line), printed.replace("intento 1", "intento 2"))
+    assert not re.fullmatch(pattern(line), printed.replace("300ms", "600ms"))
+
+
+# ---------------------------------------------------------------- its commands, run
+
+
+def test_the_five_minute_demo_runs_word_for_word_and_shows_what_the_readme_shows(kit):
+    player = Player(kit)
+    player.play(section(README, FIVE_MINUTES))
+    assert len(player.ids) == 1  # one event, the same in all three terminals
+    assert kit.report("email_consumer_simple.py") == {"emails": 1}
+
+
+def test_the_retry_demo_runs_word_for_word_and_shows_what_the_readme_shows(kit):
+    Player(kit).play(section(README, RETRIES))
+    wait_until(lambda: kit.report("loyalty_consumer_simple.py") == {"accounts": 1, "points": 100},
+               "the mended event's points, and no others")
+
+
+def test_the_lesson_of_the_levels_loses_what_level_1_sent_to_a_classic_queue(own_kit):
+    Player(own_kit).play(section(README, LEVELS))
+    assert own_kit.depth("analytics_queue") == 5
+
+
+def test_the_consumer_of_the_readme_works_as_it_is_written_there(kit, tmp_path):
+    copy = tmp_path / "kit"
+    shutil.copytree(ROOT / "common", copy / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "events_publisher_levels.py", copy)
+    names, script = (body for language, body in blocks(section(README, NEW_CONSUMER)) if language == "python")
+    topology = copy / "common" / "exchange.py"
+    changed, count = re.subn(r"^CONSUMERS = \{.*?\}\n", names, topology.read_text(encoding="utf-8"),
+                             flags=re.MULTILINE | re.DOTALL)
+    assert count == 1
+    topology.write_text(changed, encoding="utf-8")
+    (copy / "coupon_consumer.py").write_text(script, encoding="utf-8")
+
+    running = kit.start(str(copy / "coupon_consumer.py"))
+    wait_until(lambda: kit.consumers("coupon_queue") > 0, "the new consumer to consume", running.text)
+    kit.done(str(copy / "events_publisher_levels.py"), "--level", "3", "--nombre", "Juan", "--email", "juan@eco.com")
+
+    shown = blocks(section(README, NEW_CONSUMER))[-1][1].strip()
+    wait_until(lambda: any(re.fullmatch(pattern(shown), line) for line in running.out), shown, running.text)
+    assert kit.done(str(copy / "coupon_consumer.py"), "--report").stdout == "cupones: 1\n"
+
+
+# ---------------------------------------------------------------- what it says, compared
+
+
+@both
+def test_the_picture_is_the_one_that_setup_queues_prints(page):
+    printed = subprocess.run(
+        [sys.executable, str(ROOT / "setup_queues.py"), "--show", "mermaid", "--queue-type", config.DEFAULTS["QUEUE_TYPE"],
+         "--retry-delays", config.DEFAULTS["RETRY_DELAYS"]], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert [body for language, body in blocks(page) if language == "mermaid"] == [printed.stdout]
+
+
+def test_both_readmes_have_the_same_commands_and_show_the_same_lines():
+    assert blocks(ENGLISH) == blocks(README)
+
+
+def test_both_readmes_have_the_same_sections_and_tables():
+    def shape(page):
+        without_blocks = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+        return [line.split()[0] if line.startswith("#") else len(line.split(" | "))
+                for line in without_blocks.splitlines() if line.startswith(("#", "|"))]
+    assert shape(ENGLISH) == shape(README)
+
+
+@both
+def test_every_flag_named_with_a_script_exists_there(page):
+    checked = 0
+    for line in commands(page) + spans(page):
+        for script in re.findall(r"[\w.]+\.py", line.partition(" -- ")[0]):
+            if script in SCRIPTS:
+                named = set(FLAG.findall(line.partition(" -- ")[0]))
+                assert named <= flags_of(script) | {"--help"}, line
+                checked += len(named)
+    assert checked > 20
+
+
+@both
+def test_every_flag_named_alone_belongs_to_a_script(page):
+    known = set.union(*(flags_of(script) for script in SCRIPTS))
+    alone = [span for span in spans(page) if span.startswith("--")]
+    assert alone and {flag for span in alone for flag in FLAG.findall(span)} <= known
+
+
+@both
+def test_every_flag_of_every_script_is_documented(page):
+    tables = option_tables(page)
+    assert sorted(tables) == SCRIPTS
+    of_settings = {row[1].strip("`") for row in rows(page) if row[0].strip("`") in config.DEFAULTS}
+    assert of_settings | {"--json", "--help"} == common_flags()
+    assert all(f"`{flag}`" in page for flag in common_flags())
+    for script, table in tables.items():
+        assert {first_flag(row) for row in table} == flags_of(script) - common_flags() - {"--help"}, script
+
+
+@both
+def test_the_defaults_and_choices_of_flags_are_those_of_the_scripts(page):
+    parsers = {"events_publisher_levels.py": events_publisher_levels.parser(),
+               "email_consumer_simple.py": consumer._parser(""), "dead_letter_consumer.py": dead_letter_consumer.parser(),
+               "simulate_fail_publisher.py": simulate_fail_publisher.parser()}
+    checked = 0
+    for script, parser in parsers.items():
+        for row in option_tables(page)[script]:
+            stated = re.search(r"(?:De fábrica,|Default:) `?(\w+)`?\.$", row[1])
+            default = parser.get_default(first_flag(row).strip("-").replace("-", "_"))
+            assert (stated and stated[1]) == (str(default) if default else None), row
+            checked += bool(stated)
+            choices = re.search(r"\{(.*?)\}", row[0])
+            assert not choices or choices[0] in help_of(script), row
+    assert checked > 5
+
+
+@both
+def test_the_settings_and_their_defaults_are_those_of_the_kit(page):
+    table = {row[0].strip("`"): row for row in rows(page) if row[0].strip("`") in config.DEFAULTS}
+    assert {name: row[2].strip("`") for name, row in table.items()} == config.DEFAULTS
+    for name, row in table.items():
+        assert re.search(rf"{row[1].strip('`')} .*\s*{name}\b", help_of("setup_queues.py"))
+
+
+@both
+def test_the_exit_codes_are_those_of_the_kit(page):
+    codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
+    assert {int(row[0]) for row in rows(page) if row[0].isdigit()} == codes
+
+
+@both
+def test_every_mode_of_failing_is_explained(page):
+    modes = [row[0].strip("`") for row in rows(page) if row[0].strip("`") in simulate_fail_publisher.MODES]
+    assert modes == list(simulate_fail_publisher.MODES)
+
+
+def test_every_test_that_a_guarantee_cites_exists():
+    for page in PAGES.values():
+        cited = re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", page)
+        assert len(cited) >= 4
+        for file, name in cited:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+def test_every_guarantee_cites_a_test():
+    guarantees = rows(section(README, GUARANTEES))[1:]
+    assert len(guarantees) >= 3
+    assert all("::test_" in row[1] for row in guarantees)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.en.md", "docs/topologia.md"])
+def test_links_to_local_files_lead_somewhere(name):
+    file = ROOT / name
+    local = [target for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")) if "://" not in target]
+    assert local
+    for target in local:
+        assert (file.parent / target).exists(), target
+
+
+@both
+def test_the_list_of_files_names_every_module_and_nothing_that_is_not_there(page):
+    named = {name for row in rows(page) if len(row) == 2
+             for name in re.findall(r"`((?:[\w.-]+/)*[\w.-]+(?:\.\w+|/))`", row[0]) if "::" not in name}
+    assert all((ROOT / name).exists() for name in named), named
+    modules = {path.relative_to(ROOT).as_posix() for folder in ("", "common", "tools") for path in (ROOT / folder).glob("*.py")
+               if path.name != "__init__.py"}
+    assert modules <= named, modules - named
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.en.md", "docs/topologia.md"])
+def test_nothing_claims_that_a_message_comes_once_and_no_more(name):
+    text = " ".join((ROOT / name).read_text(encoding="utf-8").lower().split())
+    assert not re.search(r"exactly[- ]once|exactamente[- ]una|just once delivery|se entrega una( sola)? vez", text)
+
+
+def test_the_example_of_settings_names_the_settings_and_their_defaults():
+    lines = re.findall(r"^(#?)([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for _, name, _ in lines} == set(config.DEFAULTS) | {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}
+    assert all(value == config.DEFAULTS[name] for off, name, value in lines if off)
+
+
+def test_the_page_of_the_topology_explains_every_argument_of_every_queue():
+    settings = config.load({name: value for name, value in config.DEFAULTS.items()})
+    arguments = {name for queue in exchange.topology(settings) for name in queue.arguments}
+    assert "x-delivery-limit" in arguments
+    assert all(f"`{name}`" in TOPOLOGY for name in arguments)
+    assert f"| `x-delivery-limit` | {exchange.DELIVERY_LIMIT} |" in TOPOLOGY
+    assert f"`x-delivery-limit` {exchange.DEAD_LETTER_DELIVERY_LIMIT}." in TOPOLOGY
