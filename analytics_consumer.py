@@ -48,7 +48,7 @@ def draw(counts: dict) -> list[str]:
 def summary(state: Ledger) -> str:
     counts = report(state)
     domains = ", ".join(f"{name} {number}" for name, number in list(counts["by_domain"].items())[:3])
-    return f"resumen: {counts['events']} eventos · {domains}"
+    return f"resumen: eventos {counts['events']} · {domains}"
 
 
 ANALYTICS = Consumer("analytics", count, report, draw, SCHEMA, summary)

@@ -13,6 +13,8 @@
 
 import itertools
 import json
+import os
+import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,7 +26,7 @@ from common.letters import Letter, depth, look
 from common.retry import replay_headers
 
 POLL_S = 1
-LOOK_AGAIN_S = 30  # when the depth alone shows no change
+LOOK_AGAIN_S = 3  # when the depth alone shows no change
 
 
 def main(argv=None) -> int:
@@ -32,13 +34,13 @@ def main(argv=None) -> int:
     settings = cli.settings(arguments)
     from common.connection import connect  # imports pika: late, so that --help answers at once
 
-    if not (arguments.summary or arguments.export or arguments.replay or arguments.discard):
+    if not (arguments.summary or arguments.export is not None or arguments.replay or arguments.discard):
         return watch(settings, arguments)
     with connect(settings) as connection:
         declare_dead_letter_queue(connection, settings)
         if arguments.summary:
             return summary(connection, arguments)
-        if arguments.export:
+        if arguments.export is not None:
             return export(connection, arguments)
         return replay(connection, arguments) if arguments.replay else discard(connection, arguments)
 
@@ -59,7 +61,7 @@ def watch(settings, arguments) -> int:
     from common.connection import BrokerUnavailable, backoff_s, connect
 
     watcher = Watcher(arguments)
-    cli.stop_on_signals(watcher)
+    cli.stop_on_signals(watcher, within_s=2)
     failures = 0
     console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.", "dim")
     while not watcher.done():
@@ -95,27 +97,34 @@ class Watcher:
 
     def run(self, connection) -> None:
         self.connected = True
-        last_depth, looked_at = 0, 0.0
+        last_seen, again_at = 0, 0.0
         while not self.done():
-            now_there = depth(connection)
-            if now_there and (now_there != last_depth or time.monotonic() - looked_at > LOOK_AGAIN_S):
+            now_there, pause_s = depth(connection), POLL_S
+            if now_there and (now_there != last_seen or time.monotonic() > again_at):
                 started_at = time.monotonic()
-                self.look(connection)
-                looked_at = time.monotonic()
-                connection.sleep(min(LOOK_AGAIN_S, 4 * (looked_at - started_at)))  # leave others their turn
-            last_depth = now_there
-            for _ in range(10):  # short sleeps: Ctrl-C is heard
-                if not self.done():
-                    connection.sleep(POLL_S / 10)
+                last_seen = self.look(connection)
+                took = time.monotonic() - started_at
+                again_at = time.monotonic() + max(LOOK_AGAIN_S, 20 * took)
+                pause_s = max(POLL_S, min(30, 4 * took))  # leave others their turn
+            elif not now_there:
+                last_seen = 0
+            pause_ends_at = time.monotonic() + pause_s * random.uniform(0.5, 1)  # two views must not keep step
+            while not self.done() and time.monotonic() < pause_ends_at:
+                connection.sleep(POLL_S / 10)  # short sleeps: Ctrl-C is heard
 
-    def look(self, connection) -> None:
+    def look(self, connection) -> int:
+        """Show what is new; how many there are."""
         seen: Counter = Counter()
-        for *_, letter in letters(connection, self.arguments):
+        for *_, letter in look(connection, patience_s=0):
+            if self.done():
+                break
             seen[letter.digest] += 1
-            if seen[letter.digest] > self.shown[letter.digest] and not self.done():
+            new = seen[letter.digest] > self.shown[letter.digest]
+            if new and wanted(letter, self.arguments):
                 self.shown[letter.digest] += 1
                 self.new_at = time.monotonic()
                 tell(letter, self.shown.total())
+        return seen.total()
 
 
 def tell(letter: Letter, number: int) -> None:
@@ -156,8 +165,8 @@ def summary(connection, arguments) -> int:
 def export(connection, arguments) -> int:
     """Write all, or leave no file behind."""
     target = Path(arguments.export)
-    draft = target.with_name(target.name + ".tmp")
-    if target.exists():
+    draft = Path(f"{target}.tmp")
+    if os.path.lexists(target):
         console.complain(f"{target} ya existe: elige otro nombre o apártalo.")
         return EXIT_CHECK_FAILED
     count = 0
@@ -171,8 +180,9 @@ def export(connection, arguments) -> int:
         console.complain(f"No se puede escribir {target} ({console.reason(error)}): elige otra carpeta o libera espacio.")
         return EXIT_BAD_CONFIG
     finally:
-        draft.unlink(missing_ok=True)
-    console.say(f"{count} cartas copiadas en {target}; siguen en {DEAD_LETTER_QUEUE}.", "ok")
+        if os.path.lexists(draft):
+            draft.unlink()
+    console.say(f"cartas copiadas en {target}: {count}; siguen en {DEAD_LETTER_QUEUE}.", "ok")
     return EXIT_OK
 
 
@@ -247,7 +257,7 @@ def tell_outcome(letter: Letter, outcome: str) -> None:
 
 
 def closing(counts: Counter) -> int:
-    console.say("cartas: " + (", ".join(f"{count} {OUTCOMES[outcome][0]}" for outcome, count in counts.items()) or "0"))
+    console.say(f"cartas: {counts.total()}" + "".join(f" · {OUTCOMES[outcome][0]}: {count}" for outcome, count in counts.items()))
     return EXIT_PARTLY if counts["unknown_queue"] or counts["refused"] else EXIT_OK
 
 

@@ -9,9 +9,11 @@ El correo queda en STATE_DIR/outbox, un buzón Maildir que cualquier programa de
 # The file's name is made from the event's id, so writing it twice is writing it once.
 
 import os
-from email.message import EmailMessage
-from email.policy import SMTP
-from email.utils import formatdate, formataddr
+from email.charset import QP, Charset
+from email.header import Header
+from email.mime.text import MIMEText
+from email.policy import compat32
+from email.utils import formatdate
 from pathlib import Path
 
 from common.cli import run
@@ -20,23 +22,35 @@ from common.events import Event
 from common.ledger import Ledger, unwritable
 
 SENDER = "Ecomarket <bienvenida@ecomarket.example>"
+UTF_8 = Charset("utf-8")
+UTF_8.body_encoding = QP  # readable in the file, unlike base64
+CRLF = compat32.clone(linesep="\r\n")
 TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!\n"
 
 
 def send_email(event: Event, state: Ledger) -> str:
-    deliver(state.folder / "outbox", event.id, bytes(welcome(event)))
+    deliver(state.folder / "outbox", event.id, welcome(event).as_bytes(policy=CRLF))
     return f"email enviado a {event.email}"
 
 
-def welcome(event: Event) -> EmailMessage:
-    message = EmailMessage(policy=SMTP)
+def welcome(event: Event) -> MIMEText:
+    message = MIMEText(TEXT.format(nombre=event.nombre), "plain", UTF_8)  # type: ignore[arg-type]
     message["From"] = SENDER
-    message["To"] = formataddr((event.nombre, event.email))
-    message["Subject"] = f"Te damos la bienvenida, {event.nombre}"
+    message["To"] = mailbox(event.nombre, event.email)
+    message["Subject"] = Header(f"Te damos la bienvenida, {event.nombre}", "utf-8", header_name="Subject")
     message["Date"] = formatdate()
     message["Message-ID"] = f"<{event.id}@ecomarket.example>"
-    message.set_content(TEXT.format(nombre=event.nombre))
     return message
+
+
+def mailbox(nombre: str, email: str) -> Header:
+    """The name all encoded: whatever is in it, the address behind it stays the only recipient.
+
+    EmailMessage would take the name apart when it folds the line (github.com/python/cpython/issues/121284).
+    """
+    header = Header(nombre, "utf-8", header_name="To")
+    header.append(f"<{email}>", "us-ascii")
+    return header
 
 
 def deliver(outbox: Path, event_id: str, message: bytes) -> None:

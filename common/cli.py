@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def parser(description: str, with_json: bool = True) -> argparse.ArgumentParser:
 
 
 def wrong_usage(message: str) -> NoReturn:
-    console.complain(f"Error de uso: {message}. Mira la ayuda: python {Path(sys.argv[0]).name} --help")
+    console.complain(f"Error de uso: {config.masked(message)}. Mira la ayuda: python {Path(sys.argv[0]).name} --help")
     sys.exit(EXIT_USAGE)
 
 
@@ -108,7 +109,7 @@ def run(main: Callable[[], int]) -> None:
     """Run a script's main and exit; whatever went wrong is one sentence, never a traceback."""
     try:
         console.set_up("--json" in sys.argv)
-        code = main()
+        code = _code(main)
         sys.stdout.flush()
     except config.KitError as error:
         console.complain(str(error))
@@ -122,15 +123,27 @@ def run(main: Callable[[], int]) -> None:
     sys.exit(code)
 
 
-def stop_on_signals(runner) -> None:
+def _code(main: Callable[[], int]) -> int:
+    try:
+        return main()
+    except SystemExit as end:  # argparse, after --help
+        return end.code
+
+
+def stop_on_signals(runner, within_s: float | None = None) -> None:
     """Ctrl-C and SIGTERM set runner.stop_wanted, and what is under way ends in good order.
 
     A second one ends the process at once; the broker will deliver again what was not acked.
+    within_s is for who has nothing to finish: after so long it ends, even if the broker is frozen.
     """
     def wanted(*_):
         if runner.stop_wanted:
             os._exit(EXIT_INTERRUPTED)
         runner.stop_wanted = True
+        if within_s:
+            ending = threading.Timer(within_s, os._exit, [EXIT_OK])
+            ending.daemon = True
+            ending.start()
 
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one exists on Windows only
         if hasattr(signal, name):

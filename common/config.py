@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -67,11 +68,16 @@ def _dotenv() -> dict[str, str]:
     if not file.exists():
         return {}
     from dotenv import dotenv_values  # imported late: --help does not need it
+    from dotenv.parser import parse_stream
 
     try:
-        return {name: value for name, value in dotenv_values(file, encoding="utf-8").items() if value}
+        text = file.read_text(encoding="utf-8-sig")  # Windows' Notepad puts a mark in front
     except (OSError, UnicodeDecodeError):
         raise ConfigError("No se puede leer el archivo .env: guárdalo como texto UTF-8 y vuelve a probar.") from None
+    for line in parse_stream(StringIO(text)):
+        if line.error:
+            raise ConfigError(f"La línea {line.original.line} de .env no se entiende: escribe NOMBRE=valor.")
+    return {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
 
 
 def _urls(text: str) -> tuple[str, ...]:
@@ -84,7 +90,7 @@ def _urls(text: str) -> tuple[str, ...]:
 
 
 def _check_url(url: str) -> None:
-    """Say in our words what pika would say with a piece of the password in it (facts, pika 6)."""
+    """Say in our words what pika would say with a piece of the password in it (docs/facts.md, pika 6)."""
     example = f"ejemplo: {DEFAULTS['RABBITMQ_URL']}."
     try:
         parts = urlsplit(url)

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pika
 import pika.data
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import (
     AMQPConnectionError, AMQPError, AMQPHeartbeatTimeout, AuthenticationError, ChannelClosedByBroker,
     ConnectionBlockedTimeout, ConnectionClosedByBroker, ProbableAccessDeniedError, ProbableAuthenticationError)
@@ -23,7 +24,7 @@ BLOCKED_TIMEOUT_S = 30  # one-shot scripts only: consumers wait an alarm out
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 
-logging.getLogger("pika").setLevel(logging.CRITICAL)  # own words for errors (facts, pika 6)
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # own words for errors (docs/facts.md, pika 6)
 
 
 class BrokerUnavailable(KitError):
@@ -61,7 +62,7 @@ def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, st
     for url in random.sample(settings.urls, len(settings.urls)):
         try:
             return pika.BlockingConnection(parameters(url, blocked_connection_timeout=BLOCKED_TIMEOUT_S)), url
-        except (AMQPError, OSError) as error:
+        except (AMQPError, AMQPConnectorException, OSError) as error:
             problem = error
             refusal = refused(error, url)
             if refusal:
@@ -81,12 +82,15 @@ def places(settings: Settings) -> str:
 def refused(error: BaseException, url: str) -> ConfigError | None:
     """The words for an error that no waiting mends; None for any other."""
     cause = root_cause(error)
-    if isinstance(cause, (ProbableAuthenticationError, AuthenticationError)) or _code(cause) == 403:
+    if isinstance(cause, AuthenticationError) or _code(cause) == 403:
         return ConfigError("El broker no acepta el usuario o la contraseña de RABBITMQ_URL"
                            f" ({masked(url)}): corrígelos ahí o en .env.")
-    if isinstance(cause, ProbableAccessDeniedError) or _code(cause) == 530:
+    if _code(cause) == 530:
         return ConfigError(f"El broker no da acceso al vhost de RABBITMQ_URL ({masked(url)}): revisa su nombre"
                            " (el de fábrica, /, se escribe %2F) y los permisos del usuario.")
+    if isinstance(cause, ChannelClosedByBroker) and cause.reply_code == 403:
+        return ConfigError(f"El usuario de RABBITMQ_URL ({masked(url)}) no tiene permiso para usar las colas del kit:"
+                           " dáselo con rabbitmqctl set_permissions o usa otro usuario.")
     if isinstance(cause, ChannelClosedByBroker) and "inequivalent arg" in cause.reply_text:
         return exchange.explain_refusal(cause.reply_text)
     return None
@@ -125,6 +129,12 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def _code(error: BaseException) -> int | None:
+    """Why the broker closed the connection: 403 wrong credentials, 530 no such vhost, 320 it goes down.
+
+    Within a handshake pika has it in a text; a broker that dies just then looks the same, without a number.
+    """
+    if isinstance(error, (ProbableAuthenticationError, ProbableAccessDeniedError)):
+        return next((code for code in (403, 530) if f"ConnectionClosedByBroker: ({code})" in str(error)), None)
     return error.reply_code if isinstance(error, ConnectionClosedByBroker) else None
 
 
@@ -137,7 +147,8 @@ class Link:
     """One connection with one channel on an I/O loop, which comes back by itself until closed.
 
     on_channel(channel): a new channel is open. on_lost(): it is gone, and what was under way on it
-    is unknown. on_refused(error): the broker said no for good. All are called in the loop's thread.
+    is unknown. on_refused(error): what no new connection mends. All are called in the loop's thread.
+    quiet: another link of the script says it already when the broker goes and comes.
     """
 
     def __init__(self, ioloop, settings: Settings, on_channel, on_lost, on_refused, quiet: bool = False):
@@ -167,8 +178,8 @@ class Link:
     def healthy(self) -> None:
         """The channel is of use: the next failure is the first again."""
         self._failures = 0
-        if self._said:
-            self._say("Conectado de nuevo con el broker.", "ok")
+        if self._said and not self._quiet:
+            self.say("Conectado de nuevo con el broker.", "ok")
         self._said = ""
 
     def restart(self, words: str) -> None:
@@ -200,7 +211,9 @@ class Link:
     def _set_blocked(self, blocked: bool) -> None:
         self.blocked = blocked
         if blocked:
-            self._say("El broker no admite mensajes: tiene una alarma de memoria o de disco. Se espera.", "warn")
+            self.say("El broker no admite mensajes: tiene una alarma de memoria o de disco. Se espera.", "warn")
+        else:
+            self.say("El broker admite mensajes otra vez.", "ok")
 
     def _lost(self, connection, reason: BaseException) -> None:
         if connection is not self._connection or self.closed:
@@ -218,8 +231,8 @@ class Link:
         self._on_lost()
         delay = backoff_s(self._failures)
         self._failures += 1
-        if words != self._said:
-            self._say(f"Sin conexión con el broker: {words}. Se vuelve a intentar.", "warn")
+        if words != self._said and not self._quiet:
+            self.say(f"Sin conexión con el broker: {words}. Se vuelve a intentar.", "warn")
         self._said = words
         self._pausing = True
         self.ioloop.call_later(delay, self._open_again)
@@ -228,9 +241,12 @@ class Link:
         self._pausing = False
         self.open()
 
-    def _say(self, text: str, colour: str) -> None:
-        if not self._quiet:
+    def say(self, text: str, colour: str) -> None:
+        """A line for people from the loop's thread; if nobody reads it any more, that ends the script."""
+        try:
             console.say(f"{console.clock()} {text}", colour)
+        except BrokenPipeError as error:
+            self._on_refused(error)
 
 
 def _hang_up(connection) -> None:
@@ -238,7 +254,7 @@ def _hang_up(connection) -> None:
     try:
         if connection:
             connection.close()
-    except AMQPError:
+    except Exception:  # it is given up anyway, and the I/O thread has to go on
         pass
 
 

@@ -79,7 +79,7 @@ class _Run:
             self.deliveries.stop(not_started, patience_s)
             self.ledger.close()
         console.say(f"{self.consumer.name}: " + ", ".join(
-            f"{self.counts[kind]} {words}" for kind, words in SUMMARY.items()
+            f"{words} {self.counts[kind]}" for kind, words in SUMMARY.items()
             if self.counts[kind] or kind == DONE) + ".", "dim")
         return EXIT_OK
 

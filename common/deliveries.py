@@ -1,6 +1,6 @@
 """The I/O thread of a consumer: it talks to the broker while a handler takes as long as it likes.
 
-pika's objects belong to this thread; the handler's side only queues calls for it (facts, pika 4).
+pika's objects belong to this thread; the handler's side only queues calls for it (docs/facts.md, pika 4).
 """
 
 import queue
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import pika
 from pika.adapters.select_connection import IOLoop
 
-from common import console, exchange
-from common.config import KitError, Settings
+from common import exchange
+from common.config import Settings
 from common.connection import Link, describe
 from common.publishing import CONFIRMED, Message, Publisher
 
@@ -35,13 +35,13 @@ class Deliveries(threading.Thread):
     """Consumes one queue; acks, and copies to retry and dead letter queues, go out on request.
 
     One connection consumes and another one publishes the copies, since an alarm blocks a
-    publishing connection whole, acks included (facts, broker 15).
+    publishing connection whole, acks included (docs/facts.md, broker 15).
     """
 
     def __init__(self, settings: Settings, consumer: str, prefetch: int, ephemeral: bool = False):
         super().__init__(name="entrada-salida", daemon=True)
         self.queue = exchange.CONSUMERS[consumer]
-        self.error: KitError | None = None
+        self.error: Exception | None = None
         self.connected = False  # ever
         self.retry_queues = {delay: exchange.retry_queue(self.queue, delay) for delay in settings.retry_delays}
         self._settings, self._consumer, self._prefetch, self._ephemeral = settings, consumer, prefetch, ephemeral
@@ -162,7 +162,7 @@ class Deliveries(threading.Thread):
             return self._settle([delivery])
         if delivery.generation != self._generation:  # the original comes again
             return
-        console.say(f"{console.clock()} La cola {message.routing_key} no está: se declara de nuevo.", "warn")
+        self._link.say(f"La cola {message.routing_key} no está: se declara de nuevo.", "warn")
         self._publisher.declare_again()
         self._ioloop.call_later(RETURNED_PAUSE_S, lambda: self._publisher.send(
             message, lambda *answer: self._copied(delivery, *answer)))
@@ -171,11 +171,11 @@ class Deliveries(threading.Thread):
         self._channel = self._consumer_tag = None
         self._generation += 1  # what is still in the inbox will be delivered again
 
-    def _refused(self, error: KitError) -> None:
+    def _refused(self, error: Exception) -> None:
         self.error = error
 
     def _cancel(self, not_started: list[Delivery], deadline: float) -> None:
-        """nack, not close: on RabbitMQ 4.3 a closed channel would count as a failed delivery (facts, broker 5)."""
+        """nack, not close: on RabbitMQ 4.3 a closed channel would count as a failed delivery (docs/facts.md, broker 5)."""
         if self._channel and self._consumer_tag:
             self._channel.basic_cancel(self._consumer_tag, callback=lambda _: self._give_back(not_started))
         self._finish(deadline)

@@ -122,7 +122,7 @@ def _json_object(body: bytes) -> dict:
         envelope = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError:
         raise MalformedEvent("el cuerpo no es UTF-8") from None
-    except (ValueError, RecursionError):  # also a number of 5,000 digits, and depth (facts, Python)
+    except (ValueError, RecursionError):  # also a number of 5,000 digits, and depth (docs/facts.md, Python)
         raise MalformedEvent("el cuerpo no es JSON" if body else "el cuerpo está vacío") from None
     if not isinstance(envelope, dict):
         raise MalformedEvent("el cuerpo no es un objeto JSON")

@@ -13,7 +13,7 @@ DEAD_LETTER_QUEUE = "dead_letter_queue"
 CONSUMERS = {"email": "email_queue", "loyalty": "loyalty_queue", "analytics": "analytics_queue"}
 
 # The broker's backstop, far above what graceful stops burn; RabbitMQ 4 would take 20,
-# and -1 loses messages on 3.10 (facts, broker 4 and 5).
+# and -1 loses messages on 3.10 (docs/facts.md, broker 4 and 5).
 DELIVERY_LIMIT = 100
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 
@@ -47,17 +47,17 @@ def topology(settings: Settings, consumer: str | None = None) -> list[Queue]:
 
 
 def retry_arguments(queue: str, delay_s: float) -> dict:
-    """One fixed delay for all messages of a queue: expiry happens at its head only (facts, broker 8)."""
+    """One fixed delay for all messages of a queue: expiry happens at its head only (docs/facts.md, broker 8)."""
     return {"x-message-ttl": round(delay_s * 1000), **dead_lettering(queue)}
 
 
 def dead_lettering(queue: str) -> dict:
-    """Through the default exchange, by the target's own name (facts, broker 7)."""
+    """Through the default exchange, by the target's own name (docs/facts.md, broker 7)."""
     return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
 
 
 def _typed(settings: Settings, arguments: dict, delivery_limit: int | None = None) -> dict:
-    """The same queue, as a quorum or a classic one; only the former dead-letters at least once (facts, broker 1)."""
+    """The same queue, as a quorum or a classic one; only the former dead-letters at least once (docs/facts.md, broker 1)."""
     if settings.queue_type == "classic":
         return {"x-queue-type": "classic", **arguments}
     typed = {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced", **arguments}
@@ -101,4 +101,5 @@ def difference(text: str) -> str:
     if not match:
         return f"El broker no acepta la definición: {text}"
     argument, name, wanted, current = (re.sub(r"the value (.*) of type .*", r"\1", part) for part in match.groups())
-    return f"{name} ya existe con {argument} = {current}, y estos ajustes piden {wanted}".replace("none", "nada")
+    has = f"sin {argument}" if current == "none" else f"con {argument} = {current}"
+    return f"{name} ya existe {has}, y estos ajustes {'no lo ponen' if wanted == 'none' else f'piden {wanted}'}"

@@ -8,12 +8,13 @@ import base64
 import hashlib
 import time
 from dataclasses import dataclass
+from datetime import datetime
 
-from common.events import MalformedEvent, decode
+from common.events import MalformedEvent, decode, now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
 from common.retry import attempt_of, journey_of, own_headers, replays_of
 
-PATIENCE_S = 2  # somebody else's look holds all letters for a moment
+PATIENCE_S = 2
 REASONS = {"delivery_limit": "el broker la entregó demasiadas veces sin ack", "rejected": "rechazada sin reintento",
            "expired": "caducó", "maxlen": "la cola estaba llena"}
 
@@ -49,40 +50,35 @@ class Letter:
             return shown | {"body_base64": base64.b64encode(self.body).decode()}
 
 
-def look(connection):
-    """Each letter that is there now, once, as (channel, delivery tag, properties, letter).
+def look(connection, patience_s: float = PATIENCE_S):
+    """Each letter that was there at the start, once, as (channel, delivery tag, properties, letter).
 
-    Who acks a letter takes it off; all others go back when the last one was seen.
+    Who acks a letter takes it off; all others go back at the end. That is when none has come for
+    patience_s, since somebody else's look holds letters for a moment; those that have died meanwhile,
+    perhaps of a replay of ours, do not count.
     """
     channel = connection.channel()
-    for _ in range(depth(connection, PATIENCE_S)):
-        method, properties, body = _get(connection, channel)
-        if method is None:
+    started_at, deadline = now(), time.monotonic() + patience_s
+    while True:
+        method, properties, body = channel.basic_get(DEAD_LETTER_QUEUE)
+        letter = read(properties, body) if method else None
+        if letter and not started_at < letter.failed_at <= now():
+            yield channel, method.delivery_tag, properties, letter
+            deadline = time.monotonic() + patience_s
+        elif time.monotonic() >= deadline:
             break
-        yield channel, method.delivery_tag, properties, read(properties, body)
+        elif not letter:
+            connection.sleep(0.1)
     channel.basic_nack(0, multiple=True, requeue=True)
     channel.close()
 
 
-def _get(connection, channel):
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        answer = channel.basic_get(DEAD_LETTER_QUEUE)
-        if answer[0] is not None or time.monotonic() > deadline:
-            return answer
-        connection.sleep(0.1)
-
-
-def depth(connection, patience_s: float = 0) -> int:
-    """Letters ready to be looked at; for a moment none are while somebody else looks."""
+def depth(connection) -> int:
+    """Letters ready to be looked at."""
     channel = connection.channel()
-    deadline = time.monotonic() + patience_s
-    while True:
-        ready = channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count
-        if ready or time.monotonic() > deadline:
-            channel.close()
-            return ready
-        connection.sleep(0.1)
+    ready = channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method.message_count
+    channel.close()
+    return ready
 
 
 def read(properties, body: bytes) -> Letter:
@@ -99,19 +95,24 @@ def read(properties, body: bytes) -> Letter:
         event_type, user = "evento inválido", ""
     return Letter(
         message_id=str(properties.message_id or ""), type=event_type, user=user, consumer=consumer,
-        source_queue=source, error_type=_text(headers, "x-error-type") or reason or "desconocido",
-        error_message=_text(headers, "x-error-message") or REASONS.get(reason, ""),
+        source_queue=source, error_type=reason or _text(headers, "x-error-type") or "desconocido",
+        error_message=REASONS.get(reason, "") if reason else _text(headers, "x-error-message"),
         attempts=attempt_of(headers), replays=replays_of(headers),
-        failed_at=_text(headers, "x-failed-at") or str(death.get("time", "")),
+        failed_at=_time(death.get("time")) or _text(headers, "x-failed-at"),
         journey=tuple(journey_of(headers)), headers=headers, body=body,
         digest=_digest(properties.message_id, headers, body))
 
 
 def _last_death(headers: dict) -> dict:
-    """The broker's newest note of a death that no consumer of the kit has written about."""
+    """The broker's newest note of a death; a consumer of the kit leaves none when it writes a letter."""
     deaths = headers.get("x-death")
     newest = deaths[0] if isinstance(deaths, list) and deaths else {}
-    return newest if isinstance(newest, dict) and "x-error-type" not in headers else {}
+    return newest if isinstance(newest, dict) else {}
+
+
+def _time(when: object) -> str:
+    """The broker's time of a death, in whole seconds, as the kit writes its own."""
+    return when.strftime("%Y-%m-%dT%H:%M:%S.000Z") if isinstance(when, datetime) else ""
 
 
 def _text(headers: dict, name: str) -> str:

@@ -18,7 +18,7 @@ from common.connection import Link, backoff_s
 from common.exchange import declare
 
 WINDOW = 1000  # messages under way at once
-CONFIRM_TIMEOUT_S = 10  # an older unconfirmed message means a new connection (facts, broker 13)
+CONFIRM_TIMEOUT_S = 10  # an older unconfirmed message means a new connection (docs/facts.md, broker 13)
 CLOSE_TIMEOUT_S = 2
 TICK_S = 0.05
 
@@ -100,7 +100,7 @@ class Publisher:
                                         message.properties, mandatory=True)
 
     def _on_return(self, _channel, method, properties, _body) -> None:
-        """The broker routed it nowhere; its ack comes right behind (facts, broker 12)."""
+        """The broker routed it nowhere; its ack comes right behind (docs/facts.md, broker 12)."""
         self._returned[properties.message_id, method.routing_key] += 1
 
     def _on_confirm(self, frame) -> None:

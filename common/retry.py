@@ -1,7 +1,7 @@
 """What happens to an event that failed: pure functions, no broker needed.
 
 Own headers decide, never x-death: RabbitMQ 4 ignores one that a client sends, and 3.10 takes a
-replay that kept it for a cycle and drops it (facts, broker 6).
+replay that kept it for a cycle and drops it (docs/facts.md, broker 6).
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from common.config import MAX_DELAYS
 from common.events import MalformedEvent
 
-ERROR_BYTES = 1024  # a header larger than a frame would close the connection (facts, pika 5)
+ERROR_BYTES = 1024  # a header larger than a frame would close the connection (docs/facts.md, pika 5)
 MOST = 1_000_000  # a larger attempt or replay number is nobody's honest count
 FOREIGN_BYTES = 32 * 1024
 OWN_BYTES = 4 * 1024  # the longest journey has 3

@@ -8,10 +8,12 @@ Sent by simulate_fail_publisher.py.
 import os
 import time
 
+from common import console
 from common.retry import PermanentError, attempt_of, replays_of
 
 HEADER = "x-simulate"
 MAX_NUMBER = 3_600_000
+CRASH_CODE = 70
 
 
 class SimulatedFailure(Exception):
@@ -33,4 +35,5 @@ def obey(headers: dict | None, consumer: str, tries: int) -> None:
     if mode == "slow":
         time.sleep(number / 1000)
     if mode == "crash":
-        os._exit(70)  # as a process that is killed: nothing is cleaned up
+        console.complain(f"{console.clock()} fallo simulado: este proceso muere aquí (código {CRASH_CODE})")
+        os._exit(CRASH_CODE)  # as a process that is killed: nothing is cleaned up

@@ -28,9 +28,10 @@ def own_place(url: str, management_url: str, delays: str):
     vhost = f"kit-demo-{secrets.token_hex(4)}"
     parts = urlsplit(url)
     user, password = (unquote(part or "guest") for part in (parts.username, parts.password))
-    if _create(parts.scheme, management_url, user, password, vhost):
+    place = parts._replace(path="/" + quote(vhost, safe="")).geturl()
+    if _create(place, management_url, user, password, vhost):
         try:
-            yield parts._replace(path="/" + quote(vhost, safe="")).geturl()
+            yield place
         finally:
             delete_vhost(management_url, user, password, vhost)
         return
@@ -42,13 +43,14 @@ def own_place(url: str, management_url: str, delays: str):
         _delete_all(settings)
 
 
-def _create(scheme: str, management_url: str, user: str, password: str, vhost: str) -> bool:
-    if scheme != "amqp":  # the management page is asked without TLS: no password over that
+def _create(place: str, management_url: str, user: str, password: str, vhost: str) -> bool:
+    if urlsplit(place).scheme != "amqp":  # the management page is asked without TLS: no password over that
         return False
     try:
         create_vhost(management_url, user, password, vhost)
-        return True
-    except OSError:  # no management plugin there, or the user is no administrator
+        with connection.connect(config.load({"RABBITMQ_URL": place})):  # it may be another broker's page
+            return True
+    except (OSError, KitError):  # no management plugin there, or the user is no administrator
         with suppress(OSError):
             delete_vhost(management_url, user, password, vhost)
         return False

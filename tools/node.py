@@ -69,7 +69,7 @@ def _server_candidates():
     found = shutil.which("rabbitmq-server")
     if found and Path(found).parent not in (Path("/usr/sbin"), Path("/sbin")):
         yield Path(found)
-    yield debian  # Debian's /usr/sbin wrapper refuses ordinary users (facts, broker 22)
+    yield debian  # Debian's /usr/sbin wrapper refuses ordinary users (docs/facts.md, broker 22)
     if found:
         yield Path(found)
     for prefix in ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew"):

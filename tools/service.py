@@ -39,7 +39,7 @@ def down(yes: bool) -> int:
     if node and node.running:
         node.stop()
         node.close(keep_data=True)
-        console.say(f"Nodo parado; sus datos siguen en {KEPT_NODE} (bórrala para empezar de cero).")
+        console.say(f"Nodo parado; sus datos siguen en la carpeta {KEPT_NODE}; bórrala para empezar de cero.")
     elif COMPOSE_MARK.exists():
         if not compose_down():
             return cli.EXIT_CHECK_FAILED

@@ -1,0 +1,402 @@
+"""Whatever a person gets wrong: one plain sentence, the exit code of the contract, and nothing left behind."""
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import quote
+
+import pika
+import pytest
+
+from common import config
+from tests.conftest import ROOT, Kit, wait_until
+from tools.node import free_port
+
+PUBLISHER, SIMULATOR = "events_publisher_levels.py", "simulate_fail_publisher.py"
+SETUP, DEAD, EMAIL = "setup_queues.py", "dead_letter_consumer.py", "email_consumer_simple.py"
+CONSUMERS = [EMAIL, "loyalty_consumer_simple.py", "analytics_consumer.py"]
+SCRIPTS = [PUBLISHER, SIMULATOR, SETUP, DEAD, *CONSUMERS]
+USER = ("--nombre", "Juan", "--email", "juan@eco.com")
+ONE_SHOT = {  # what each script needs to do its one thing and end
+    PUBLISHER: ("--level", "1", *USER), SIMULATOR: ("--timeout", "1"), SETUP: (), DEAD: ("--summary",),
+    **{script: ("--idle-timeout", "1") for script in CONSUMERS}}
+SECRET = "s3cr3t0"
+
+
+@pytest.fixture
+def nobody(tmp_path):
+    """The kit with a URL behind which nobody listens."""
+    return Kit(f"amqp://guest:{SECRET}@127.0.0.1:{free_port()}/%2F", tmp_path / "state")
+
+
+def refused(ended, code: int, *words: str) -> str:
+    """Assert that it ended with this code and one Spanish sentence; returns the sentence."""
+    both = ended.stdout + ended.stderr
+    assert ended.returncode == code, both
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr[0].isupper() and ended.stderr.rstrip("\n")[-1] in ".sp", ended.stderr  # … --help, … %2F
+    assert SECRET not in both and "Traceback" not in both and "\x1b" not in both
+    for word in words:
+        assert word in ended.stderr
+    return ended.stderr
+
+
+# ---------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("script, flags, words", [
+    (PUBLISHER, "", "falta --level, --nombre, --email"),
+    *((PUBLISHER, f"--nombre J --email j@e.co --level {level}", "--level: escribe un número entero de 1 a 3")
+      for level in ("0", "4", "-1", "1.5", "uno", "²", "9" * 5000)),
+    (PUBLISHER, "--level 1 --nombre J --email", "--email: le falta un valor"),
+    *((PUBLISHER, f"--level 1 --nombre J --email j@e.co {flags}", words) for flags, words in (
+        ("--count 0", "--count: escribe un número entero"), ("--count 0000000000000000001" + "9" * 30, "--count:"),
+        ("--rate 0", "--rate: escribe un número"), ("--rate nan", "--rate:"), ("--rate inf", "--rate:"),
+        ("--timeout 0", "--timeout:"), ("--timeout 1e9", "--timeout:"), ("--json=1", "--json: no admite"),
+        ("--foo", "no se conoce --foo"), ("hola", "no se conoce hola"), ("--coun 3", "no se conoce --coun"),
+        (f"--ulr amqp://juan:{SECRET}@h", "amqp://juan@h"))),
+    (PUBLISHER, "--lev 1 --nombre J --email j@e.co", "falta --level"),
+    (EMAIL, "--prefetch 0", "de 1 a 10000"), (EMAIL, "--prefetch 10001", "de 1 a 10000"),
+    (EMAIL, "--limit 0", "--limit:"), (EMAIL, "--idle-timeout 0", "--idle-timeout:"), (EMAIL, "--eph", "no se conoce"),
+    (SETUP, "--show xml", "elige entre"), (SETUP, "--check --reset", "no va junto con"), (SETUP, "--forc", "no se conoce"),
+    (SIMULATOR, "--mode boom", "elige entre"), (SIMULATOR, "--consumer nadie", "elige entre"),
+    (SIMULATOR, "--times 0", "--times:"), (SIMULATOR, "--seconds -1", "--seconds"), (SIMULATOR, "--mod slow", "no se conoce"),
+    (DEAD, "--summary --replay", "no va junto con"), (DEAD, "--limit 0", "--limit:"), (DEAD, "--rate 0", "--rate:"),
+    (DEAD, "--consumer nadie", "elige entre"), (DEAD, "--repla", "no se conoce"),
+])
+def test_a_wrong_flag_ends_in_2(nobody, script, flags, words):
+    refused(nobody.run(script, *flags.split()), 2, "Error de uso: ", words, f"python {script} --help")
+    assert not nobody.state.exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_spanish_and_answers_without_pika(nobody, script):
+    probe = (f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
+             f"try: runpy.run_path('{ROOT / script}', run_name='__main__')\n"
+             "finally: print('pika' in sys.modules, file=sys.stderr)")
+    ended = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, env=nobody.environment(PYTHONPATH=str(ROOT)),
+                           capture_output=True, text=True, encoding="utf-8")
+    assert (ended.returncode, ended.stderr) == (0, "False\n")
+    assert ended.stdout.startswith("uso: ") and "muestra esta ayuda y termina" in ended.stdout
+    for english in ("usage", "options:", "show this", "default"):
+        assert english not in ended.stdout
+
+
+# ---------------------------------------------------------------- names and addresses
+
+
+@pytest.mark.parametrize("level", "123")
+@pytest.mark.parametrize("nombre, email", [
+    ("", "juan@eco.com"), (" \t ", "juan@eco.com"), ("x" * 201, "juan@eco.com"), ("Juan\nPérez", "juan@eco.com"),
+    ("Juan\r\nBcc: x@y.com", "juan@eco.com"), ("\x1b[31mJuan", "juan@eco.com"), ("\x9b31mJuan", "juan@eco.com"),
+    ("Juan\u2028", "juan@eco.com"), ("Juan\udcff", "juan@eco.com"),
+    ("Juan", ""), ("Juan", "juan"), ("Juan", "juan@eco"), ("Juan", "@eco.com"), ("Juan", "juan@@eco.com"),
+    ("Juan", "juan@eco.com\r\nBcc: x@y.com"), ("Juan", "juan\n@eco.com"), ("Juan", "juan@eco.com\n"), ("Juan", "a b@eco.com"),
+    ("Juan", "x" * 290 + "@eco.com.uy"), ("Juan", "juan@" + "eco." * 72 + "com"), ("Juan", "juan@\udcff.com"),
+    ("Juan", "Juan <juan@eco.com>"), ("Juan", "juan@eco..com"), ("Juan", "\x1b[31m@eco.com"), ("Juan", "ñandú@eco.com"),
+], ids=ascii)
+def test_a_name_or_address_that_no_event_may_carry_ends_in_65_before_any_broker_is_asked(nobody, level, nombre, email):
+    refused(nobody.run(PUBLISHER, "--level", level, "--nombre", nombre, "--email", email), 65,
+            "El nombre" if email == "juan@eco.com" else "La dirección de correo no vale")
+
+
+# ---------------------------------------------------------------- settings
+
+URLS = [
+    "localhost", "guest", f"http://g:{SECRET}@h/", f"amqp:g:{SECRET}@h", f"amqp//g:{SECRET}@h", f"Amqps//g:{SECRET}@h",
+    "amqp://", f"amqp://g:{SECRET}@", f"amqp://g:{SECRET}@:5672/", f"amqp://g:{SECRET}@h:0", f"amqp://g:{SECRET}@h:65536",
+    f"amqp://g:{SECRET}@h:x", f"amqp://g:{SECRET}@h:-1", f"amqp://g:{SECRET}@h:+1", f"amqp://g:{SECRET}@h:1_0",
+    f"amqp://g:{SECRET}@h:٣", f"amqp://g:{SECRET}@[::1", f"amqp://g:{SECRET}@{'a' * 64}/", f"amqp://g:{SECRET}@a..b/",
+    f"amqp://g:{SECRET}/x@h/", f"amqp://g:12/{SECRET}@h", f"amqp://g:12/{SECRET}@h/%2F", f"amqp://g:{SECRET}#x@h/",
+    f"amqp://g:12#{SECRET}@h", f"amqp://g:{SECRET}?x@h/", f"amqp://g:12?{SECRET}@h/", f"amqp://g:{SECRET},x@h/",
+    f"amqp://g:{SECRET}@h/a/b", f"amqp://g:{SECRET}@h/{'v' * 256}", f"amqp://g:{SECRET}@h/?heartbeat=0", "amqp://g@h/",
+    f"amqp://g:{SECRET} @h/", f"amqp://g:{SECRET}\n@h/", f"amqp://g:{SECRET}@h h/", f"amqp://g:{SECRET}\udcff@h/",
+    f"amqp://g:{SECRET}@\udcff/", f"amqp://g:{SECRET}@h/\udcff", f"amqp://g\x1b[31m:{SECRET}@h:x/", " ", ",",
+    f"amqp://g:{SECRET}@h/,nada",
+]
+SETTINGS = [
+    *(("RABBITMQ_URL", url) for url in URLS),
+    *(("RETRY_DELAYS", delays) for delays in ("x", "0", "-1", "nan", "inf", "1e400", "86401", "5,,3", "5;30", ",", " ", "٣e9",
+                                              ",".join("1" * 21), "9" * 5000, "\x1b[31m", "5\n\udcff")),
+    *(("QUEUE_TYPE", kind) for kind in ("Quorum", "stream", "\x1b[31m\n", "x" * 5000)),
+    ("STATE_DIR", "~nadie-con-este-nombre/x"),
+]
+
+
+@pytest.mark.parametrize("name, value", SETTINGS, ids=ascii)
+def test_a_wrong_setting_ends_in_78_and_is_named(nobody, name, value):
+    sentence = refused(nobody.run(SETUP, **{name: value}), 78, name)
+    assert len(sentence) < 350
+    assert not nobody.state.exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_refuses_a_wrong_setting_by_flag_too(nobody, script):
+    refused(nobody.run(script, *ONE_SHOT[script], "--url", f"http://g:{SECRET}@h"), 78, "RABBITMQ_URL")
+    refused(nobody.run(script, *ONE_SHOT[script], "--url", ""), 78, "RABBITMQ_URL")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """run(.env as bytes): setup_queues.py of a copy of the kit that has this .env."""
+    for path in (ROOT / SETUP, ROOT / "common"):
+        place = shutil.copytree if path.is_dir() else shutil.copy
+        place(path, tmp_path / path.name)
+
+    def run(dotenv: bytes):
+        (tmp_path / ".env").write_bytes(dotenv)
+        environment = {name: value for name, value in os.environ.items() if name not in config.DEFAULTS}
+        return subprocess.run([sys.executable, str(tmp_path / SETUP), "--dry-run"], env=environment | {"PYTHONUTF8": "1"},
+                              capture_output=True, text=True, encoding="utf-8")
+    return run
+
+
+@pytest.mark.parametrize("dotenv, words", [
+    (b"QUEUE_TYPE=Quorum", "QUEUE_TYPE='Quorum'"), (b"\xef\xbb\xbfQUEUE_TYPE=Quorum", "QUEUE_TYPE='Quorum'"),
+    (b"QUEUE_TYPE=' '", "QUEUE_TYPE"), (b"STATE_DIR=a\x00b", "STATE_DIR"), (b"RETRY_DELAYS=5;30", "RETRY_DELAYS"),
+    (f"RABBITMQ_URL=amqp://g:{SECRET}/x@h".encode(), "RABBITMQ_URL"),
+    ("QUEUE_TYPE=quorum".encode("utf-16"), ".env"), (b"\xff\xfe\x00", ".env"),
+    (f"# bien\nnada {SECRET}".encode(), "La línea 2 de .env"), (f"RABBITMQ_URL='amqp://g:{SECRET}@h".encode(), "La línea 1"),
+])
+def test_a_wrong_dotenv_ends_in_78(copy, dotenv, words):
+    refused(copy(dotenv), 78, words)
+
+
+# ---------------------------------------------------------------- no broker, or none that lets us in
+
+
+@pytest.mark.parametrize("script, flags", [*ONE_SHOT.items(), (PUBLISHER, ("--level", "2", *USER)),
+                                           (PUBLISHER, ("--level", "3", *USER, "--timeout", "1")),
+                                           (DEAD, ("--idle-timeout", "1")), (DEAD, ("--replay",))])
+def test_without_a_broker_it_ends_in_69_soon(nobody, script, flags):
+    refused(nobody.run(script, *flags, timeout=8), 69, "kit.py broker")
+
+
+def test_level_3_at_a_pace_gives_up_as_soon_as_one_at_full_speed(nobody):
+    ended = nobody.run(PUBLISHER, "--level", "3", *USER, "--count", "50", "--rate", "1", "--timeout", "1", "--json", timeout=20)
+    assert ended.returncode == 69
+    assert ended.stdout.count('"unconfirmed"') == 50
+
+
+START = pika.frame.Method(0, pika.spec.Connection.Start(server_properties={})).marshal()
+TUNE = pika.frame.Method(0, pika.spec.Connection.Tune(2047, 131072, 60)).marshal()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 4096,
+                                    START, START + TUNE], ids=["hangs up", "HTTP", "AMQP 1", "NULs", "dies", "dies later"])
+def test_something_else_or_a_broker_that_dies_behind_the_port_ends_in_69(tmp_path, answer):
+    """A broker that dies within the handshake must not be taken for one that refuses the password or the vhost."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def answer_all():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connection.recv(8)
+                connection.sendall(answer)
+                connection.close()
+        threading.Thread(target=answer_all, daemon=True).start()
+        kit = Kit(f"amqp://guest:{SECRET}@127.0.0.1:{server.getsockname()[1]}/%2F", tmp_path / "state")
+        refused(kit.run(SETUP), 69)
+        refused(kit.run(PUBLISHER, "--level", "3", *USER, "--timeout", "1"), 69)
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("script, flags", [*ONE_SHOT.items(), (PUBLISHER, ("--level", "3", *USER)), (DEAD, ())])
+def test_a_wrong_password_or_vhost_ends_in_78_at_once(kit, script, flags):
+    stranger = kit.using(url=kit.url.replace("guest:guest", f"guest:{SECRET}"))
+    refused(stranger.run(script, *flags), 78, "usuario o la contraseña")
+    lost = kit.using(url=kit.url + "-no")
+    refused(lost.run(script, *flags), 78, "vhost")
+
+
+def test_a_password_of_special_characters_works_when_they_are_encoded_but_not_without_permissions(kit, shared_node):
+    password, vhost = "a/b?c#d@e:f,g%h ñ", kit.url.rpartition("/")[2]
+    shared_node.ctl("add_user", vhost, password)
+    shared_node.ctl("set_permissions", "-p", vhost, vhost, ".*", ".*", ".*")
+    friend = kit.using(url=kit.url.replace("guest:guest", f"{vhost}:{quote(password, safe='')}"))
+    friend.done(PUBLISHER, "--level", "3", *USER)
+    assert kit.depth("email_queue") == 1
+    shared_node.ctl("set_permissions", "-p", vhost, vhost, "", "", "")
+    for script, flags in ((SETUP, ()), (PUBLISHER, ("--level", "3", *USER)), (EMAIL, ())):
+        refused(friend.run(script, *flags), 78, "no tiene permiso")
+    plain = kit.using(url=kit.url.replace("guest:guest", f"{vhost}:{password}"))
+    refused(plain.run(SETUP), 78, "RABBITMQ_URL")
+
+
+def test_levels_1_and_2_say_that_nobody_knows_when_the_broker_dies_midway(own_kit):
+    own_kit.done(SETUP)
+    running = {level: own_kit.start(PUBLISHER, "--level", level, *USER, "--count", "100000", "--rate", "500", "--json")
+               for level in "12"}
+    for level, publisher in running.items():
+        publisher.wait_for('"outcome": "sent"', count=50)
+    own_kit.node.kill()
+    for level, publisher in running.items():
+        assert publisher.end(timeout=10) == 3
+        assert "Traceback" not in publisher.text()
+        assert len([line for line in publisher.err if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
+        assert len(publisher.out) < 100_000
+
+
+# ---------------------------------------------------------------- the state on disk
+
+ON_DISK = {"email": EMAIL, "loyalty": CONSUMERS[1], "analytics": CONSUMERS[2]}
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """mount(options): a small file system of its own, full or read-only as the options say."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux may mount a small disk")
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mounted(options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no mount here: {done.stderr.strip()}")
+        return place
+    yield mounted
+    subprocess.run(["umount", "-l", str(place)], capture_output=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte free."""
+    with (folder / "ballast").open("ab", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                pass
+
+
+def assert_kept(kit, name: str, ended) -> None:
+    """The consumer said why it ended, and the event is still in its queue."""
+    refused(ended, 78, "el broker guarda los eventos", str(kit.state))
+    kit.wait_for_depth(f"{name}_queue", 1)
+    assert kit.depth("dead_letter_queue") == 0
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+def test_a_state_dir_that_cannot_be_used_ends_in_78_and_the_event_stays(kit, name):
+    kit.done(SETUP)
+    kit.publish_event(queue=f"{name}_queue")
+    kit.state.write_text("a file")
+    assert_kept(kit, name, kit.run(ON_DISK[name], "--limit", "1"))
+    assert_kept(kit, name, kit.run(ON_DISK[name], "--report"))
+    kit.state.unlink()
+    (kit.state / f"{name}.db").mkdir(parents=True)
+    assert_kept(kit, name, kit.run(ON_DISK[name], "--limit", "1"))
+    (kit.state / f"{name}.db").rmdir()
+    for garbage in (b"garbage" * 1000, b"SQLite format 3\x00" + b"\xff" * 8192):
+        (kit.state / f"{name}.db").write_bytes(garbage)
+        assert_kept(kit, name, kit.run(ON_DISK[name], "--limit", "1"))
+        assert (kit.state / f"{name}.db").read_bytes() == garbage
+    (kit.state / f"{name}.db").unlink()
+    kit.done(ON_DISK[name], "--limit", "1")
+
+
+def test_a_locked_state_file_ends_in_78_and_the_event_stays(kit):
+    kit.done(EMAIL, "--report")
+    kit.done(SETUP)
+    kit.publish_event(queue="email_queue")
+    with sqlite3.connect(kit.state / "email.db", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert_kept(kit, "email", kit.run(EMAIL, "--limit", "1"))
+    other.close()
+    assert kit.report(EMAIL) == {"emails": 0}
+
+
+def test_a_read_only_disk_ends_in_78_and_the_event_stays(kit, mount):
+    kit.done(SETUP)
+    kit.publish_event(queue="loyalty_queue")
+    kit = kit.using(state=mount("ro"))
+    assert_kept(kit, "loyalty", kit.run(ON_DISK["loyalty"], "--limit", "1"))
+
+
+@pytest.mark.parametrize("name", ["email", "loyalty"])
+def test_a_disk_that_fills_up_ends_in_78_and_with_space_again_the_event_is_done_once(kit, mount, name):
+    kit = kit.using(state=mount("size=512k"))
+    running = kit.start_consumer(name)
+    kit.publish_event(queue=f"{name}_queue")
+    running.wait_for("intento 1")
+    fill(kit.state)
+    for _ in range(30):  # SQLite's log may have had a page to spare
+        if running.process.poll() is None:
+            kit.publish_event(queue=f"{name}_queue")
+    assert running.end() == 78
+    assert "Traceback" not in running.text() and len(running.err) == 1
+    refused(kit.run(ON_DISK[name], "--limit", "1"), 78, str(kit.state))
+    (kit.state / "ballast").unlink()
+    kit.done(ON_DISK[name], "--idle-timeout", "2")
+    done = kit.report(ON_DISK[name])
+    with sqlite3.connect(kit.state / f"{name}.db") as ledger:
+        rows = ledger.execute("SELECT count(*) FROM done").fetchone()[0]
+    ledger.close()
+    assert rows > 1 and done == ({"emails": rows} if name == "email" else {"accounts": rows, "points": 100 * rows})
+    assert kit.depth(f"{name}_queue") == kit.depth("dead_letter_queue") == 0
+    assert not list((kit.state).glob("outbox/tmp/*"))
+
+
+# ---------------------------------------------------------------- Ctrl-C and closed pipes
+
+
+@pytest.mark.parametrize("script, flags, words", [
+    *((PUBLISHER, ("--level", level, *USER, "--count", "9999", "--rate", "20", "--json"), '"outcome"') for level in "123"),
+    (SIMULATOR, ("--count", "9999", "--json"), '"outcome"')])
+def test_ctrl_c_in_a_one_shot_script_ends_in_130(kit, script, flags, words):
+    running = kit.start(script, *flags)
+    running.wait_for(words)
+    assert running.interrupt(timeout=5) == 130
+    assert "Interrumpido con Ctrl-C." in running.err
+    assert "Traceback" not in running.text()
+
+
+def test_ctrl_c_in_a_replay_ends_in_130_and_loses_no_letter(kit):
+    kit.done(SETUP)
+    for _ in range(20):
+        kit.publish_event(queue="dead_letter_queue", headers={"x-source-queue": "email_queue"})
+    running = kit.start(DEAD, "--replay", "--rate", "10")
+    running.wait_for("devuelta a su cola", count=3)
+    assert running.interrupt(timeout=5) == 130
+    wait_until(lambda: kit.depth("dead_letter_queue") + kit.depth("email_queue") == 20, "20 letters in all")
+    assert 3 <= kit.depth("email_queue") < 20
+
+
+@pytest.mark.parametrize("script, flags", [
+    (PUBLISHER, ("--level", "1", *USER, "--count", "20000", "--json")),
+    (PUBLISHER, ("--level", "3", *USER, "--count", "20000", "--json")), (EMAIL, ("--limit", "300")),
+    (DEAD, ("--limit", "300")), (SETUP, ("--show", "mermaid")), (PUBLISHER, ("--help",)), (EMAIL, ("--help",))])
+def test_a_reader_that_closes_the_pipe_sees_no_traceback(kit, script, flags):
+    if "--limit" in flags:
+        kit.done(SIMULATOR, "--mode", "permanent" if script == DEAD else "transient", "--count", "300", "--json")
+    if script == DEAD:
+        kit.done(EMAIL, "--limit", "300")
+    process = piped(kit, script, *flags)
+    if "--help" not in flags:
+        process.stdout.readline()
+    process.stdout.close()
+    stderr = process.stderr.read()
+    assert (process.wait(30), stderr) == (0, "")
+
+
+def test_a_consumer_whose_line_about_the_broker_has_no_reader_ends_too(kit):
+    process = piped(kit, EMAIL)
+    wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer")
+    process.stdout.close()
+    with kit.channel() as channel:
+        channel.queue_delete("email_queue")
+    assert process.wait(10) == 0
+    assert process.stderr.read() == ""
+
+
+def piped(kit, script: str, *flags: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(ROOT / script), *flags], env=kit.environment(PYTHONUNBUFFERED=""),
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
