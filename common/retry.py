@@ -111,4 +111,4 @@ def cut(text: str, most: int = ERROR_BYTES) -> str:
 
 
 def _positive(value: object, default: int) -> int:
-    return value if type(value) is int and 1 <= value <= MOST else default
+    return int(value) if isinstance(value, int) and value is not True and 1 <= value <= MOST else default

@@ -26,7 +26,7 @@ def obey(headers: dict | None, consumer: str, tries: int) -> None:
     if not isinstance(wish, dict) or wish.get("consumer") not in (consumer, "all"):
         return
     mode, number = wish.get("mode"), wish.get("number")
-    number = number if type(number) is int and 0 <= number <= MAX_NUMBER else 0
+    number = number if isinstance(number, int) and 0 <= number <= MAX_NUMBER else 0
     failed_before = replays_of(headers) * tries + attempt_of(headers) - 1
     if mode == "transient" or mode == "flaky" and failed_before < number:
         raise SimulatedFailure("fallo simulado: el servicio no responde")

@@ -7,8 +7,6 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, retry_queue
 from tests.conftest import Kit, wait_until
 from tools.node import create_vhost
