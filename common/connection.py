@@ -182,6 +182,10 @@ class Link:
             self.say("Conectado de nuevo con el broker.", "ok")
         self._said = ""
 
+    def carries(self, channel) -> bool:
+        """Whether the channel is of the present connection, not of one that was given up."""
+        return channel.connection is self._connection
+
     def restart(self, words: str) -> None:
         """Give this connection up for a new one; `words` says why."""
         if self._connection and not self.closed:
@@ -204,7 +208,7 @@ class Link:
         connection.channel(on_open_callback=self._channel_opened)
 
     def _channel_opened(self, channel) -> None:
-        if channel.connection is self._connection and not self.closed:
+        if self.carries(channel) and not self.closed:
             channel.add_on_close_callback(lambda _, reason: self._lost(channel.connection, reason))
             self._on_channel(channel)
 

@@ -127,7 +127,7 @@ class Deliveries(threading.Thread):
         self.retry_queues[delay] = frame.method.queue
 
     def _consume(self, channel) -> None:
-        if self._stopping:
+        if self._stopping or channel is not self._channel:
             return
         generation = self._generation
 

@@ -83,9 +83,12 @@ class Publisher:
     def _channel_opened(self, channel) -> None:
         self._declare(channel)
         channel.add_on_return_callback(self._on_return)
-        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._ready(channel))
+        channel.confirm_delivery(lambda frame: self._on_confirm(channel, frame.method),
+                                 callback=lambda _: self._ready(channel))
 
     def _ready(self, channel) -> None:
+        if not self.link.carries(channel):
+            return
         self._channel, self._last_tag = channel, 0
         self.link.healthy()
         self._pump()
@@ -99,13 +102,17 @@ class Publisher:
             self._channel.basic_publish(message.exchange, message.routing_key, message.body,
                                         message.properties, mandatory=True)
 
-    def _on_return(self, _channel, method, properties, _body) -> None:
+    def _on_return(self, channel, method, properties, _body) -> None:
         """The broker routed it nowhere; its ack comes right behind (docs/facts.md, broker 12)."""
-        self._returned[properties.message_id, method.routing_key] += 1
+        if channel is self._channel:
+            self._returned[properties.message_id, method.routing_key] += 1
 
-    def _on_confirm(self, frame) -> None:
-        for pending in self._answered(frame.method.delivery_tag, frame.method.multiple):
-            if isinstance(frame.method, pika.spec.Basic.Nack):
+    def _on_confirm(self, channel, method) -> None:
+        """An ack or a nack; one of a channel that was given up would mean other messages here."""
+        if channel is not self._channel:
+            return
+        for pending in self._answered(method.delivery_tag, method.multiple):
+            if isinstance(method, pika.spec.Basic.Nack):
                 self._send_later(pending)
             else:
                 self._refusals = 0

@@ -1,0 +1,113 @@
+"""The publisher's book-keeping, on channels that answer what a broker might."""
+
+from types import SimpleNamespace
+
+import pika
+import pytest
+from pika.adapters.select_connection import IOLoop
+
+from common import config
+from common.publishing import CONFIRMED, RETURNED, Message, Publisher
+
+Ack, Nack = pika.spec.Basic.Ack, pika.spec.Basic.Nack
+
+
+class Channel:
+    """Keeps what is published and lets the test answer."""
+
+    def __init__(self, publisher):
+        self.connection, self.published = object(), []
+        publisher.link._connection = self.connection
+        publisher._channel_opened(self)
+        self.ready(None)
+
+    def add_on_return_callback(self, callback):
+        self.on_return = callback
+
+    def confirm_delivery(self, on_confirm, callback):
+        self.on_confirm, self.ready = on_confirm, callback
+
+    def basic_publish(self, exchange, routing_key, body, properties, mandatory):
+        assert mandatory
+        self.published.append(body)
+
+    def answer(self, kind, tag, multiple=False):
+        self.on_confirm(SimpleNamespace(method=kind(tag, multiple)))
+
+    def give_back(self, message):
+        self.on_return(self, SimpleNamespace(routing_key=message.routing_key), message.properties, message.body)
+
+
+@pytest.fixture
+def publisher():
+    ioloop = IOLoop()
+    yield Publisher(ioloop, config.load({}), lambda channel: None, pytest.fail, quiet=True)
+    ioloop.close()
+
+
+def message(number: int) -> Message:
+    return Message("", "q", b"%d" % number, pika.BasicProperties(message_id=str(number)))
+
+
+def send(publisher, *numbers):
+    """Send; the list that the answers come into."""
+    publisher.link.open = lambda: None
+    answers = []
+    for number in numbers:
+        publisher.send(message(number), lambda sent, outcome: answers.append((sent.body, outcome)))
+    return answers
+
+
+def test_one_multiple_ack_answers_for_all_up_to_its_tag(publisher):
+    channel = Channel(publisher)
+    answers = send(publisher, 1, 2, 3)
+    channel.answer(Ack, 2, multiple=True)
+    assert answers == [(b"1", CONFIRMED), (b"2", CONFIRMED)]
+    assert publisher.open_count() == 1
+
+
+def test_what_was_under_way_on_a_lost_connection_is_sent_again_in_order(publisher):
+    send(publisher, 1, 2, 3)
+    Channel(publisher).answer(Ack, 1)
+    publisher._lost()
+    assert Channel(publisher).published == [b"2", b"3"]
+
+
+def test_a_late_ack_of_a_connection_that_was_given_up_confirms_nothing(publisher):
+    answers = send(publisher, 1)
+    old = Channel(publisher)
+    publisher._lost()
+    new = Channel(publisher)
+    old.answer(Ack, 1)
+    old.give_back(message(1))
+    assert answers == []
+    new.answer(Ack, 1)
+    assert answers == [(b"1", CONFIRMED)]
+
+
+def test_a_channel_of_a_connection_that_was_given_up_carries_nothing(publisher):
+    send(publisher, 1)
+    publisher._lost()
+    stale = Channel(publisher)
+    publisher._lost()
+    new = Channel(publisher)
+    stale.ready(None)
+    send(publisher, 2)
+    assert new.published == [b"1", b"2"]
+
+
+def test_a_return_belongs_to_its_message_and_to_no_other(publisher):
+    channel = Channel(publisher)
+    answers = send(publisher, 1, 2)
+    channel.give_back(message(2))
+    channel.answer(Ack, 2, multiple=True)
+    assert answers == [(b"1", CONFIRMED), (b"2", RETURNED)]
+
+
+def test_what_the_broker_refuses_is_sent_again_later(publisher):
+    channel = Channel(publisher)
+    answers = send(publisher, 1)
+    channel.answer(Nack, 1)
+    assert answers == [] and publisher.open_count() == 1
+    publisher._send_again(publisher._later[0])
+    assert channel.published == [b"1", b"1"]
