@@ -9,24 +9,19 @@
 --consumer, --id y --error eligen; --dry-run dice qué haría --replay o --discard.
 """
 
-# How a letter is looked at without taking it away: look() in common/letters.py.
+# How a letter is looked at without taking it away: look() in common/letters.py; the live view: common/watching.py.
 
 import itertools
 import json
 import os
-import random
-import time
 from collections import Counter
 from pathlib import Path
 
 from common import cli, console
 from common.cli import EXIT_BAD_CONFIG, EXIT_CHECK_FAILED, EXIT_OK, EXIT_PARTLY
-from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, declare_queue, topology
-from common.letters import Letter, depth, look
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
+from common.letters import Letter, declare_dead_letter_queue, look
 from common.retry import replay_headers
-
-POLL_S = 1
-LOOK_AGAIN_S = 3  # when the depth alone shows no change
 
 
 def main(argv=None) -> int:
@@ -58,73 +53,13 @@ def wanted(letter: Letter, arguments) -> bool:
 
 def watch(settings, arguments) -> int:
     """Show each letter once, as they come, until Ctrl-C; wait for a broker that is away."""
-    from common.connection import BrokerUnavailable, backoff_s, connect
+    from common.watching import Watcher
 
-    watcher = Watcher(arguments)
-    cli.stop_on_signals(watcher, within_s=2)
-    failures = 0
+    watcher = Watcher(tell, lambda letter: wanted(letter, arguments), arguments.limit, arguments.idle_timeout)
     console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.", "dim")
-    while not watcher.done():
-        try:
-            with connect(settings) as connection:
-                declare_dead_letter_queue(connection, settings)
-                failures = 0
-                watcher.run(connection)
-        except BrokerUnavailable as error:
-            if failures == 0:
-                console.say(f"{console.clock()} {error} Se sigue intentando.", "warn")
-            time.sleep(min(backoff_s(failures), 1))
-            failures += 1
-    if not watcher.connected:
-        raise BrokerUnavailable("No hay broker: arráncalo con python kit.py broker up o revisa RABBITMQ_URL.")
+    watcher.until_stopped(settings)
     console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.", "dim")
     return EXIT_OK
-
-
-class Watcher:
-    """What has been shown so far; a letter may be in the queue more than once, and is shown as often."""
-
-    def __init__(self, arguments):
-        self.arguments = arguments
-        self.shown: Counter = Counter()
-        self.stop_wanted = self.connected = False
-        self.new_at = time.monotonic()
-
-    def done(self) -> bool:
-        idle = self.arguments.idle_timeout
-        return (self.stop_wanted or self.shown.total() == self.arguments.limit
-                or idle is not None and time.monotonic() - self.new_at > idle)
-
-    def run(self, connection) -> None:
-        self.connected = True
-        last_seen, again_at = 0, 0.0
-        while not self.done():
-            now_there, pause_s = depth(connection), POLL_S
-            if now_there and (now_there != last_seen or time.monotonic() > again_at):
-                started_at = time.monotonic()
-                last_seen = self.look(connection)
-                took = time.monotonic() - started_at
-                again_at = time.monotonic() + max(LOOK_AGAIN_S, 20 * took)
-                pause_s = max(POLL_S, min(30, 4 * took))  # leave others their turn
-            elif not now_there:
-                last_seen = 0
-            pause_ends_at = time.monotonic() + pause_s * random.uniform(0.5, 1)  # two views must not keep step
-            while not self.done() and time.monotonic() < pause_ends_at:
-                connection.sleep(POLL_S / 10)  # short sleeps: Ctrl-C is heard
-
-    def look(self, connection) -> int:
-        """Show what is new; how many there are."""
-        seen: Counter = Counter()
-        for *_, letter in look(connection, patience_s=0):
-            if self.done():
-                break
-            seen[letter.digest] += 1
-            new = seen[letter.digest] > self.shown[letter.digest]
-            if new and wanted(letter, self.arguments):
-                self.shown[letter.digest] += 1
-                self.new_at = time.monotonic()
-                tell(letter, self.shown.total())
-        return seen.total()
 
 
 def tell(letter: Letter, number: int) -> None:
@@ -259,12 +194,6 @@ def tell_outcome(letter: Letter, outcome: str) -> None:
 def closing(counts: Counter) -> int:
     console.say(f"cartas: {counts.total()}" + "".join(f" · {OUTCOMES[outcome][0]}: {count}" for outcome, count in counts.items()))
     return EXIT_PARTLY if counts["unknown_queue"] or counts["refused"] else EXIT_OK
-
-
-def declare_dead_letter_queue(connection, settings) -> None:
-    channel = connection.channel()
-    declare_queue(channel, topology(settings)[0])
-    channel.close()
 
 
 def parser():

@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
+from common.config import Settings
 from common.events import MalformedEvent, decode, now
-from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, declare_queue, topology
 from common.retry import attempt_of, journey_of, own_headers, replays_of
 
 PATIENCE_S = 2
@@ -48,6 +49,12 @@ class Letter:
             return shown | {"body": self.body.decode()}
         except UnicodeDecodeError:
             return shown | {"body_base64": base64.b64encode(self.body).decode()}
+
+
+def declare_dead_letter_queue(connection, settings: Settings) -> None:
+    channel = connection.channel()
+    declare_queue(channel, topology(settings)[0])
+    channel.close()
 
 
 def look(connection, patience_s: float = PATIENCE_S):

@@ -1,0 +1,80 @@
+"""The live view of the dead letters: shows each once, takes none, and outlives the broker."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from common import cli, console
+from common.config import Settings
+from common.connection import BrokerUnavailable, backoff_s, connect
+from common.letters import Letter, declare_dead_letter_queue, depth, look
+
+POLL_S = 1
+LOOK_AGAIN_S = 3  # when the depth alone shows no change
+
+
+class Watcher:
+    """show(letter, number) is called for each letter that is wanted(letter).
+
+    A letter may be in the queue more than once, and is shown as often: `shown` counts by digest.
+    """
+
+    def __init__(self, show: Callable[[Letter, int], None], wanted: Callable[[Letter], bool],
+                 limit: int | None, idle_timeout_s: float | None):
+        self.show, self.wanted, self.limit, self.idle_timeout_s = show, wanted, limit, idle_timeout_s
+        self.shown: Counter = Counter()
+        self.stop_wanted = False
+        self.new_at = time.monotonic()
+
+    def until_stopped(self, settings: Settings) -> None:
+        """Raises BrokerUnavailable when the idle timeout ends it before any broker was seen."""
+        cli.stop_on_signals(self, within_s=2)
+        failures, away = 0, None
+        while not self.done():
+            try:
+                with connect(settings) as connection:
+                    declare_dead_letter_queue(connection, settings)
+                    failures, away = 0, False
+                    self._watch(connection)
+            except BrokerUnavailable as error:
+                if failures == 0:
+                    console.say(f"{console.clock()} {error} Se sigue intentando.", "warn")
+                away = error if away is None else away
+                time.sleep(min(backoff_s(failures), 1))
+                failures += 1
+        if away and not self.stop_wanted:
+            raise away
+
+    def done(self) -> bool:
+        idle = self.idle_timeout_s is not None and time.monotonic() - self.new_at > self.idle_timeout_s
+        return self.stop_wanted or idle or self.shown.total() == self.limit
+
+    def _watch(self, connection) -> None:
+        last_seen, again_at = 0, 0.0
+        while not self.done():
+            now_there, pause_s = depth(connection), POLL_S
+            if now_there and (now_there != last_seen or time.monotonic() > again_at):
+                started_at = time.monotonic()
+                last_seen = self._look(connection)
+                took = time.monotonic() - started_at
+                again_at = time.monotonic() + max(LOOK_AGAIN_S, 20 * took)
+                pause_s = max(POLL_S, min(30, 4 * took))  # leave others their turn
+            elif not now_there:
+                last_seen = 0
+            pause_ends_at = time.monotonic() + pause_s * random.uniform(0.5, 1)  # two views must not keep step
+            while not self.done() and time.monotonic() < pause_ends_at:
+                connection.sleep(POLL_S / 10)  # short sleeps: Ctrl-C is heard
+
+    def _look(self, connection) -> int:
+        """Show what is new; how many there are."""
+        seen: Counter = Counter()
+        for *_, letter in look(connection, patience_s=0):
+            if self.done():
+                break
+            seen[letter.digest] += 1
+            if seen[letter.digest] > self.shown[letter.digest] and self.wanted(letter):
+                self.shown[letter.digest] += 1
+                self.new_at = time.monotonic()
+                self.show(letter, self.shown.total())
+        return seen.total()
