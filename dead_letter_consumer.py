@@ -56,7 +56,7 @@ def watch(settings, arguments) -> int:
     from common.watching import Watcher
 
     watcher = Watcher(tell, lambda letter: wanted(letter, arguments), arguments.limit, arguments.idle_timeout)
-    console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.", "dim")
+    console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.")
     watcher.until_stopped(settings)
     console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.", "dim")
     return EXIT_OK
@@ -85,7 +85,8 @@ def drawn(letter: Letter, number: int) -> list[str]:
 
 
 def summary(connection, arguments) -> int:
-    counts = Counter((letter.error_type, letter.consumer) for *_, letter in letters(connection, arguments))
+    found = some(letters(connection, arguments), arguments)
+    counts = Counter((letter.error_type, letter.consumer) for *_, letter in found)
     if console.json_mode:
         for (error, consumer), count in counts.most_common():
             console.data({"error": error, "consumer": consumer, "count": count})
@@ -162,8 +163,11 @@ def publish(channel, letter: Letter, properties) -> bool:
 
 def discard(connection, arguments) -> int:
     counts: Counter = Counter()
-    sure = arguments.dry_run or arguments.yes or cli.confirm(
-        f"¿Borrar para siempre las cartas elegidas de {DEAD_LETTER_QUEUE}?")
+    if not arguments.dry_run and not arguments.yes:
+        chosen = sum(1 for _ in some(letters(connection, arguments), arguments))
+        if chosen == 0:
+            return closing(counts)
+    sure = arguments.dry_run or arguments.yes or cli.confirm(f"¿Borrar para siempre {chosen} cartas?")
     if not sure:
         console.complain("No se borra nada. Para borrar sin pregunta: --yes.")
         return EXIT_CHECK_FAILED

@@ -118,9 +118,9 @@ class Tally:
         total = self.counts.total()
         rate = total / max(time.monotonic() - self.started_at, 1e-6)
         if self.arguments.count > 1:
-            console.say(f"enviados {total}, confirmados {self.counts['confirmed']}, devueltos"
-                        f" {self.counts['returned']}, sin respuesta {self.counts['unconfirmed']} ·"
-                        f" {rate:.0f} eventos/s")
+            answers = (f"confirmados {self.counts['confirmed']}, devueltos {self.counts['returned']}, sin respuesta"
+                       f" {self.counts['unconfirmed']}" if self.arguments.level == 3 else "sin confirmación")
+            console.say(f"enviados {total}, {answers} · {rate:.0f} eventos/s")
 
     def exit_code(self) -> int:
         if not self.counts["returned"] and not self.counts["unconfirmed"]:
@@ -139,7 +139,8 @@ def parser():
     wanted.add_argument("--nombre", required=True, help="el nombre del usuario nuevo")
     wanted.add_argument("--email", required=True, help="su dirección de correo")
     wanted.add_argument("--count", type=cli.whole(1, 10**9), default=1, metavar="N",
-                        help="cuántos eventos, cada uno de un usuario nuevo (de fábrica, 1)")
+                        help="cuántos eventos, cada uno de un usuario nuevo (de fábrica, 1); con más de"
+                             f" {LINES_AT_MOST}, un avance en vez de una línea por evento")
     wanted.add_argument("--rate", type=cli.seconds(0.01, 1e6), metavar="R", help="eventos por segundo, como mucho")
     wanted.add_argument("--timeout", type=cli.seconds(1, 86_400), default=60, metavar="S",
                         help="nivel 3: se rinde tras S segundos sin ninguna respuesta (de fábrica, 60)")

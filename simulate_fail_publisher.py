@@ -42,9 +42,13 @@ def main(argv=None) -> int:
             tell(event_id, outcome, arguments.mode, "ok" if outcome == wanted else "error")
     if outcomes.total() == outcomes[wanted]:
         return EXIT_OK
+    if outcomes.total() == outcomes["unconfirmed"]:
+        console.complain(f"El broker no contestó durante {arguments.timeout:g} s: arráncalo con python kit.py broker up"
+                         " o revisa RABBITMQ_URL, y publica otra vez.")
+        return EXIT_NO_BROKER
     console.complain("Algo no salió como se pedía: mira las líneas de arriba y que el broker esté en marcha"
                      " (python kit.py broker status).")
-    return EXIT_NO_BROKER if outcomes.total() == outcomes["unconfirmed"] else EXIT_PARTLY
+    return EXIT_PARTLY
 
 
 def publish(connection, arguments):

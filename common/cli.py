@@ -22,6 +22,8 @@ EXIT_NO_BROKER = 69
 EXIT_BAD_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
+PATIENCE_S = 1  # a stop that takes longer says so
+
 # argparse has no Spanish of its own, only a hook for gettext.
 _SPANISH = {
     "usage: ": "uso: ",
@@ -30,7 +32,7 @@ _SPANISH = {
     "show this help message and exit": "muestra esta ayuda y termina",
     "the following arguments are required: %s": "falta %s",
     "one of the arguments %s is required": "falta uno de %s",
-    "unrecognized arguments: %s": "no se conoce %s",
+    "unrecognized arguments: %s": "no se conoce %s (un valor con espacios va entre comillas)",
     "not allowed with argument %s": "no va junto con %s",
     "expected one argument": "le falta un valor",
     "expected at most one argument": "admite un valor como mucho",
@@ -114,6 +116,13 @@ def run(main: Callable[[], int]) -> None:
     except config.KitError as error:
         console.complain(str(error))
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in ("pika", "dotenv"):
+            raise
+        console.complain("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal: source"
+                         " .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay .venv,"
+                         " python3 kit.py broker up lo crea.")
+        code = EXIT_BAD_CONFIG
     except KeyboardInterrupt:
         console.complain("Interrumpido con Ctrl-C.")
         code = EXIT_INTERRUPTED
@@ -141,13 +150,19 @@ def stop_on_signals(runner, within_s: float | None = None) -> None:
             os._exit(EXIT_INTERRUPTED)
         runner.stop_wanted = True
         if within_s:
-            ending = threading.Timer(within_s, os._exit, [EXIT_OK])
-            ending.daemon = True
-            ending.start()
+            _later(within_s, os._exit, EXIT_OK)
+        else:
+            _later(PATIENCE_S, console.say, "Terminando lo que está en curso. Otro Ctrl-C lo corta; nada se pierde.")
 
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one exists on Windows only
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), wanted)
+
+
+def _later(seconds: float, function: Callable, argument: object) -> None:
+    timer = threading.Timer(seconds, function, [argument])
+    timer.daemon = True
+    timer.start()
 
 
 def confirm(question: str) -> bool:

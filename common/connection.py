@@ -54,7 +54,7 @@ def connect(settings: Settings):
     except AMQPError as error:
         raise refused(error, url) or BrokerUnavailable(
             f"Se perdió la conexión con el broker ({describe(error)}): mira que esté en marcha"
-            " (python kit.py broker status) y prueba otra vez.") from None
+            " (python kit.py broker status).") from None
 
 
 def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, str]:
@@ -84,7 +84,7 @@ def refused(error: BaseException, url: str) -> ConfigError | None:
     cause = root_cause(error)
     if isinstance(cause, AuthenticationError) or _code(cause) == 403:
         return ConfigError("El broker no acepta el usuario o la contraseña de RABBITMQ_URL"
-                           f" ({masked(url)}): corrígelos ahí o en .env.")
+                           f" ({masked(url)}): corrígelos ahí o en .env; python kit.py broker status dice cuál usar.")
     if _code(cause) == 530:
         return ConfigError(f"El broker no da acceso al vhost de RABBITMQ_URL ({masked(url)}): revisa su nombre"
                            " (el de fábrica, /, se escribe %2F) y los permisos del usuario.")
@@ -163,6 +163,7 @@ class Link:
         self._pausing = False  # between a failure and the next try
         self._quiet = quiet
         self._said = ""
+        self._worked = False
 
     def open(self) -> None:
         if self.closed or self._connection or self._pausing:
@@ -178,6 +179,7 @@ class Link:
     def healthy(self) -> None:
         """The channel is of use: the next failure is the first again."""
         self._failures = 0
+        self._worked = True
         if self._said and not self._quiet:
             self.say("Conectado de nuevo con el broker.", "ok")
         self._said = ""
@@ -236,7 +238,8 @@ class Link:
         delay = backoff_s(self._failures)
         self._failures += 1
         if words != self._said and not self._quiet:
-            self.say(f"Sin conexión con el broker: {words}. Se vuelve a intentar.", "warn")
+            advice = "" if self._worked else " Arráncalo en otra terminal con python kit.py broker up o revisa RABBITMQ_URL."
+            self.say(f"Sin conexión con el broker: {words}.{advice} Se vuelve a intentar.", "warn")
         self._said = words
         self._pausing = True
         self.ioloop.call_later(delay, self._open_again)

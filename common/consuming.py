@@ -61,14 +61,12 @@ class _Run:
         self.ledger = Ledger(settings.state_dir, consumer.name, consumer.schema)
         self.deliveries = Deliveries(settings, consumer.name, min(options.prefetch, options.limit or options.prefetch),
                                      options.ephemeral)
-        self.stop_wanted = False
+        self.stop_wanted = self.announced = False
         self.counts: Counter = Counter()
         self.summarized, self.summary_at = 0, time.monotonic()
 
     def until_stopped(self) -> int:
         stop_on_signals(self)
-        where = "una cola efímera" if self.options.ephemeral else exchange.CONSUMERS[self.consumer.name]
-        console.say(f"{self.consumer.name}: escucha {where} en {places(self.settings)}. Ctrl-C para terminar.", "dim")
         self.deliveries.start()
         not_started: list[Delivery] = []
         patience_s: float = STOP_TIMEOUT_S
@@ -91,6 +89,7 @@ class _Run:
             if room <= 0:
                 break
             batch = self.deliveries.take(min(room, self.options.prefetch), POLL_S)
+            self._announce()
             if batch:
                 left = self._handle(batch)
                 active_at = time.monotonic()
@@ -101,6 +100,13 @@ class _Run:
             if self.options.idle_timeout_s is not None and idle > self.options.idle_timeout_s:
                 self._stop_idle()
         return []
+
+    def _announce(self) -> None:
+        """Say once, and only when it is true, that events can come."""
+        if self.deliveries.connected and not self.announced:
+            self.announced = True
+            where = "una cola efímera" if self.options.ephemeral else exchange.CONSUMERS[self.consumer.name]
+            console.say(f"{self.consumer.name}: escucha {where} en {places(self.settings)}. Ctrl-C para terminar.")
 
     def _stop_idle(self) -> None:
         if not self.deliveries.connected:
@@ -148,7 +154,7 @@ class _Run:
 
     def _note_start(self, event: Event) -> None:
         if self.ledger.note_start(event.id) > MAX_STARTS:
-            raise CrashLoop(f"el proceso murió {MAX_STARTS} veces con este evento")
+            raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
 
     def _failed(self, delivery: Delivery, event: Event | None, error: Exception) -> Outcome:
         headers = delivery.properties.headers

@@ -91,7 +91,7 @@ def declare_queue(channel, queue: Queue) -> None:
 def explain_refusal(text: str) -> ConfigError:
     """Turn the broker's 406 into words: which queue, which argument, what to do."""
     return ConfigError(f"{difference(text)}. Usa los ajustes con los que se creó (QUEUE_TYPE), o bórralo todo y"
-                       " créalo de nuevo: python setup_queues.py --reset.")
+                       " créalo de nuevo: python setup_queues.py --reset (con --force, también lo que tenga mensajes).")
 
 
 def difference(text: str) -> str:

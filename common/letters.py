@@ -66,17 +66,20 @@ def look(connection, patience_s: float = PATIENCE_S):
     """
     channel = connection.channel()
     started_at, deadline = now(), time.monotonic() + patience_s
-    while True:
-        method, properties, body = channel.basic_get(DEAD_LETTER_QUEUE)
-        letter = read(properties, body) if method else None
-        if letter and not started_at < letter.failed_at <= now():
-            yield channel, method.delivery_tag, properties, letter
-            deadline = time.monotonic() + patience_s
-        elif time.monotonic() >= deadline:
-            break
-        elif not letter:
-            connection.sleep(0.1)
-    channel.basic_nack(0, multiple=True, requeue=True)
+    try:
+        while True:
+            method, properties, body = channel.basic_get(DEAD_LETTER_QUEUE)
+            letter = read(properties, body) if method else None
+            if letter and not started_at < letter.failed_at <= now():
+                yield channel, method.delivery_tag, properties, letter
+                deadline = time.monotonic() + patience_s
+            elif time.monotonic() >= deadline:
+                break
+            elif not letter:
+                connection.sleep(0.1)
+    finally:
+        if channel.is_open:
+            channel.basic_nack(0, multiple=True, requeue=True)
     channel.close()
 
 

@@ -35,6 +35,8 @@ class Watcher:
             try:
                 with connect(settings) as connection:
                     declare_dead_letter_queue(connection, settings)
+                    if failures:
+                        console.say(f"{console.clock()} Conectado de nuevo con el broker.", "ok")
                     failures, away = 0, False
                     self._watch(connection)
             except BrokerUnavailable as error:

@@ -400,3 +400,13 @@ def test_a_consumer_whose_line_about_the_broker_has_no_reader_ends_too(kit):
 def piped(kit, script: str, *flags: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(ROOT / script), *flags], env=kit.environment(PYTHONUNBUFFERED=""),
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_python_without_the_packages_is_told_to_activate_the_environment(kit, script):
+    arguments = ["--level", "1", "--nombre", "J", "--email", "j@eco.com"] if script == PUBLISHER else []
+    ended = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r});"
+                            f" sys.argv = {[script, *arguments]!r}; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"],
+                           env=kit.environment(), capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert ended.returncode == 78, ended.stderr
+    assert "faltan los paquetes" in ended.stderr and "Traceback" not in ended.stderr

@@ -90,7 +90,7 @@ def replay(stage: Stage, opened) -> None:
     stage.run("simulate_fail_publisher", "--mode", "flaky", "--times", str(TRIES))
     stage.check_soon("una carta muerta por consumidor", 3, lambda: depth(opened, "dead_letter_queue"))
     stage.check("todavía no hay efecto", before, effects(stage))
-    stage.run("dead_letter_consumer", "--replay", "--yes")
+    stage.run("dead_letter_consumer", "--replay")
     stage.check_soon("cada consumidor hizo su trabajo una vez", tuple(count + 1 for count in before),
                      lambda: effects(stage))
     stage.check_soon("dead_letter_queue queda vacía", 0, lambda: depth(opened, "dead_letter_queue"))

@@ -29,7 +29,11 @@ def up(yes: bool) -> int:
         return _describe(compose_broker())
     require_server(yes)
     node = _kept_node() or _new_kept_node()
-    start(node)
+    try:
+        start(node)
+    except KeyboardInterrupt:
+        node.close(keep_data=True)
+        raise
     return _describe(_of(node))
 
 
@@ -46,7 +50,7 @@ def down(yes: bool) -> int:
         COMPOSE_MARK.unlink()
         console.say("Contenedor parado; sus datos siguen en el volumen (docker compose down -v los borra).")
     else:
-        console.say("No hay nada que parar: kit.py broker up no arrancó ningún broker.")
+        console.say("No hay nada que parar: ningún broker de kit.py broker up está en marcha.")
     return cli.EXIT_OK
 
 
@@ -62,7 +66,7 @@ def status(yes: bool) -> int:
 
 def _present() -> "Broker | None":
     node = _kept_node()
-    if node and answers(node.url):
+    if node and node.running and answers(node.url):
         return _of(node)
     if COMPOSE_MARK.exists() and answers(compose_broker().url):
         return compose_broker()
@@ -85,12 +89,17 @@ def _of(node: Node) -> Broker:
 
 def _describe(broker: Broker) -> int:
     console.say(f"Broker:   {shown(broker.url)}  ({broker.words})")
-    console.say(f"Gestión:  {broker.management_url}  (usuario {urlsplit(broker.url).username})")
+    console.say(f"Gestión:  {broker.management_url}  ({_login(broker.url)})")
     configured = config.load().urls[0]
     if _place(configured) != _place(broker.url):
         console.say("Los scripts lo encuentran después de escribir esto en cada terminal:")
         console.say(f"  {_set_variable(broker.url)}")
     return cli.EXIT_OK
+
+
+def _login(url: str) -> str:
+    user = urlsplit(url).username
+    return "usuario guest, contraseña guest" if url == shown(url) else f"usuario {user}; la contraseña, en .env"
 
 
 def _place(url: str) -> tuple:
