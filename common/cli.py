@@ -45,14 +45,13 @@ _SPANISH = {
 argparse._ = lambda text: _SPANISH.get(text, text)  # type: ignore[attr-defined]
 
 
-def parser(description: str, with_json: bool = True) -> argparse.ArgumentParser:
+def parser(description: str) -> argparse.ArgumentParser:
     """A parser that already knows the flags of the settings."""
     spanish = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     spanish.error = wrong_usage  # type: ignore[method-assign]  # argparse prints its usage before it
-    if with_json:
-        spanish.add_argument("--json", action="store_true",
-                             help="datos en la salida estándar, un objeto JSON por línea; el resto, en la de errores")
+    spanish.add_argument("--json", action="store_true",
+                         help="datos en la salida estándar, un objeto JSON por línea; el resto, en la de errores")
     group = spanish.add_argument_group("ajustes (también por variable de entorno o en .env)")
     group.add_argument("--url", metavar="URL", help="RABBITMQ_URL; varias, separadas por comas, para un clúster")
     group.add_argument("--retry-delays", metavar="S,S,…", help="RETRY_DELAYS: esperas entre intentos, en segundos")
