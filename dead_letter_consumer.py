@@ -163,14 +163,13 @@ def publish(channel, letter: Letter, properties) -> bool:
 
 def discard(connection, arguments) -> int:
     counts: Counter = Counter()
-    if not arguments.dry_run and not arguments.yes:
+    if not (arguments.dry_run or arguments.yes):
         chosen = sum(1 for _ in some(letters(connection, arguments), arguments))
         if chosen == 0:
             return closing(counts)
-    sure = arguments.dry_run or arguments.yes or cli.confirm(f"¿Borrar para siempre {chosen} cartas?")
-    if not sure:
-        console.complain("No se borra nada. Para borrar sin pregunta: --yes.")
-        return EXIT_CHECK_FAILED
+        if not cli.confirm(f"¿Borrar para siempre {chosen} cartas?"):
+            console.complain("No se borra nada. Para borrar sin pregunta: --yes.")
+            return EXIT_CHECK_FAILED
     for channel, tag, _, letter in some(letters(connection, arguments), arguments):
         outcome = "would_discard" if arguments.dry_run else "discarded"
         if not arguments.dry_run:

@@ -23,10 +23,18 @@ def look(connection, settings: Settings) -> list[Found]:
 
 
 def _look(connection, queue: Queue) -> Found:
-    answer = _ask(connection, lambda channel: channel.queue_declare(queue=queue.name, passive=True))
-    if isinstance(answer, str):
-        return Found(queue, None, None)
-    return Found(queue, answer.method.message_count, answer.method.consumer_count)
+    ready, consumers = depth(connection, queue.name) or (None, None)
+    return Found(queue, ready, consumers)
+
+
+def depth(connection, queue: str) -> tuple[int, int] | None:
+    """(messages ready, consumers) of a queue; None if it is not there."""
+    answer = _ask(connection, lambda channel: channel.queue_declare(queue=queue, passive=True))
+    return None if isinstance(answer, str) else (answer.method.message_count, answer.method.consumer_count)
+
+
+def has_exchange(connection) -> bool:
+    return not isinstance(_ask(connection, lambda channel: channel.exchange_declare(EXCHANGE, passive=True)), str)
 
 
 def differences(connection, settings: Settings) -> list[str]:
@@ -35,7 +43,7 @@ def differences(connection, settings: Settings) -> list[str]:
     AMQP shows no bindings: declaring everything again, which is harmless, puts them right.
     """
     found = []
-    if isinstance(_ask(connection, lambda channel: channel.exchange_declare(EXCHANGE, passive=True)), str):
+    if not has_exchange(connection):
         found.append(f"falta el exchange {EXCHANGE}")
     else:
         found += _refusal(connection, declare_exchange)

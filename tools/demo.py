@@ -10,8 +10,8 @@ from pika import BlockingConnection
 
 from common import cli, console
 from common.connection import parameters
+from common.status import depth as found_in
 from tools import broker
-from tools.isolation import ready
 from tools.stage import Stage
 
 DELAYS = "0.5,1,2"
@@ -113,10 +113,10 @@ def letters_in(view) -> int:
 
 
 def depth(opened, queue: str) -> "int | None":
-    found = ready(opened, queue)
+    found = found_in(opened, queue)
     return found and found[0]
 
 
 def consumers_of(opened, queue: str) -> "int | None":
-    found = ready(opened, queue)
+    found = found_in(opened, queue)
     return found and found[1]

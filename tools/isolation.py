@@ -8,9 +8,7 @@ import secrets
 from contextlib import contextmanager, suppress
 from urllib.parse import quote, unquote, urlsplit
 
-from pika.exceptions import ChannelClosedByBroker
-
-from common import config, connection, exchange
+from common import config, connection, exchange, status
 from common.cli import EXIT_NO_BROKER
 from common.config import KitError, Settings, masked
 from tools.node import create_vhost, delete_vhost
@@ -58,8 +56,8 @@ def _create(place: str, management_url: str, user: str, password: str, vhost: st
 
 def _refuse_if_used(settings: Settings) -> None:
     with connection.connect(settings) as opened:
-        used = [queue.name for queue in exchange.topology(settings) if ready(opened, queue.name) is not None]
-        if _has_exchange(opened):
+        used = [found.queue.name for found in status.look(opened, settings) if found.ready is not None]
+        if status.has_exchange(opened):
             used.append(exchange.EXCHANGE)
     if used:
         raise NotOurs(f"En {masked(settings.urls[0])} ya existe {used[0]} y no se puede crear un vhost aparte"
@@ -72,24 +70,3 @@ def _delete_all(settings: Settings) -> None:
         for queue in exchange.topology(settings):
             channel.queue_delete(queue=queue.name)
         channel.exchange_delete(exchange=exchange.EXCHANGE)
-
-
-def ready(opened, queue: str) -> "tuple[int, int] | None":
-    """(messages ready, consumers) of a queue; None if it does not exist."""
-    channel = opened.channel()
-    try:
-        answer = channel.queue_declare(queue=queue, passive=True).method
-    except ChannelClosedByBroker:
-        return None
-    channel.close()
-    return answer.message_count, answer.consumer_count
-
-
-def _has_exchange(opened) -> bool:
-    channel = opened.channel()
-    try:
-        channel.exchange_declare(exchange=exchange.EXCHANGE, passive=True)
-    except ChannelClosedByBroker:
-        return False
-    channel.close()
-    return True
