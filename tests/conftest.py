@@ -26,6 +26,15 @@ WAIT_S = 30
 DELAYS = "0.3,0.6,0.9"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="also tests/faults: a quarter of an hour more")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """None leaves it to pytest."""
+    return True if collection_path.name == "faults" and not config.getoption("--faults") else None
+
+
 @pytest.fixture(scope="session")
 def server():
     """The rabbitmq-server of this machine."""
@@ -255,5 +264,5 @@ def wait_until(condition, what: str, more=lambda: "", timeout: float = WAIT_S) -
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:g} s in vain for {what}\n{more()}")
+            pytest.fail(f"waited {timeout:g} s in vain for {what}\n{more()[-3000:]}")
         time.sleep(0.05)

@@ -13,7 +13,7 @@ import pika
 import pytest
 
 from common import events, exchange
-from conftest import wait_until
+from tests.conftest import wait_until
 
 EMAIL, LOYALTY, ANALYTICS = "email_consumer_simple.py", "loyalty_consumer_simple.py", "analytics_consumer.py"
 SCRIPTS = {"email": EMAIL, "loyalty": LOYALTY, "analytics": ANALYTICS}

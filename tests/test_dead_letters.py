@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from common import events, exchange, retry
-from conftest import wait_until
+from tests.conftest import wait_until
 
 SCRIPT = "dead_letter_consumer.py"
 DLQ = "dead_letter_queue"

@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from common import events, exchange
-from conftest import wait_until
+from tests.conftest import wait_until
 
 LOYALTY = "loyalty_consumer_simple.py"
 DELAYS_S = (0.3, 0.6, 0.9)  # conftest.DELAYS

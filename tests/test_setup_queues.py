@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from common import exchange
-from conftest import wait_until
+from tests.conftest import wait_until
 
 SETUP = "setup_queues.py"
 MAIN = ("email_queue", "loyalty_queue", "analytics_queue")

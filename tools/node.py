@@ -30,6 +30,7 @@ START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
 EPMD_TIMEOUT_S = 5
 POLL_S = 0.1
+COUNTS_AT_MOST_MS = 1000  # how old the management API's counts of messages may be; by default 5 s
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = 1
 EPMD_KILL_REQUEST = b"\x00\x01k"
@@ -85,23 +86,25 @@ class Node:
     """One RabbitMQ node under `folder`; the same folder again is the same node again.
 
     Ports that are not given are picked among the free ones. `guest` / `guest` may do anything.
+    The nodes of a cluster share one epmd. configuration: more lines for rabbitmq.conf.
     """
 
-    def __init__(self, folder: Path, port: "int | None" = None,
-                 management_port: "int | None" = None, name: "str | None" = None):
+    def __init__(self, folder: Path, port: "int | None" = None, management_port: "int | None" = None,
+                 epmd_port: "int | None" = None, configuration: str = ""):
         self.folder = Path(folder).resolve()
         saved = self.folder / "ports.json"
         if saved.exists():
             ports = json.loads(saved.read_text(encoding="utf-8"))
         else:
             ports = {"port": port or free_port(), "management": management_port or free_port(),
-                     "distribution": free_port(), "epmd": free_port()}
+                     "distribution": free_port(), "epmd": epmd_port or free_port()}
             self.folder.mkdir(parents=True, exist_ok=True)
             saved.write_text(json.dumps(ports), encoding="utf-8")
         self._ports = ports
         self.port = ports["port"]
         self.management_port = ports["management"]
-        self.name = name or f"kit-{self.port}"
+        self.name = f"kit-{self.port}"
+        self._configuration = configuration
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
         self.management_url = f"http://127.0.0.1:{self.management_port}"
         self._process = None
@@ -205,7 +208,7 @@ class Node:
             "management.tcp.ip = 127.0.0.1\n"
             f"management.tcp.port = {self.management_port}\n"
             # The default of 512 MiB is meant for a server, not for a laptop with tests on it.
-            "raft.wal_max_size_bytes = 67108864\n", encoding="utf-8")
+            "raft.wal_max_size_bytes = 67108864\n" + self._configuration, encoding="utf-8")
 
     def _environment(self) -> "dict[str, str]":
         inherited = {key: value for key, value in os.environ.items()
@@ -226,7 +229,8 @@ class Node:
             "ERL_EPMD_PORT": str(self._ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS":
-                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none",
+                "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none"
+                f" -rabbit quorum_tick_interval {COUNTS_AT_MOST_MS}",
             # Makes the start script become the broker instead of waiting for it as a parent:
             # the process we started is the one we signal and wait for.
             "RUNNING_UNDER_SYSTEMD": "true",
@@ -313,28 +317,31 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-# ---------------------------------------------------------------- virtual hosts
+# ---------------------------------------------------------------- the management API
 
 
 def create_vhost(management_url: str, user: str, password: str, name: str) -> None:
     """Make a virtual host that `user` may do everything in. Raises OSError (urllib's own)."""
-    _api("PUT", management_url, user, password, f"vhosts/{quote(name, safe='')}")
-    _api("PUT", management_url, user, password,
-         f"permissions/{quote(name, safe='')}/{quote(user, safe='')}",
-         {"configure": ".*", "write": ".*", "read": ".*"})
+    ask_management("PUT", management_url, user, password, f"vhosts/{quote(name, safe='')}")
+    ask_management("PUT", management_url, user, password,
+                   f"permissions/{quote(name, safe='')}/{quote(user, safe='')}",
+                   {"configure": ".*", "write": ".*", "read": ".*"})
 
 
 def delete_vhost(management_url: str, user: str, password: str, name: str) -> None:
     """Remove a virtual host with all that is in it. Raises OSError (urllib's own)."""
-    _api("DELETE", management_url, user, password, f"vhosts/{quote(name, safe='')}")
+    ask_management("DELETE", management_url, user, password, f"vhosts/{quote(name, safe='')}")
 
 
-def _api(method: str, management_url: str, user: str, password: str, path: str,
-         body: "dict | None" = None) -> None:
+def ask_management(method: str, management_url: str, user: str, password: str, path: str,
+                   body: "dict | None" = None):
+    """The JSON that the management API answers; None for an empty answer. Raises OSError (urllib's own)."""
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{management_url}/api/{path}", method=method, data=json.dumps(body or {}).encode(),
         headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"})
     # No proxy from the environment: the broker is near, and the password is nobody else's.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    direct.open(request, timeout=30).close()
+    with direct.open(request, timeout=30) as answer:
+        text = answer.read()
+    return json.loads(text) if text else None
