@@ -19,7 +19,8 @@ from pathlib import Path
 from common.cli import run
 from common.consumer import Consumer, main
 from common.events import Event
-from common.ledger import Ledger, unwritable
+from common.ledger import COMFORT, Ledger
+from common.state import unwritable
 
 SENDER = "Ecomarket <bienvenida@ecomarket.example>"
 UTF_8 = Charset("utf-8")
@@ -66,7 +67,7 @@ def deliver(outbox: Path, event_id: str, message: bytes) -> None:
         draft.replace(outbox / "new" / f"{event_id}.ecomarket")
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise unwritable(outbox, error) from None
+        raise unwritable(outbox, error, COMFORT) from None
 
 
 def report(state: Ledger) -> dict:

@@ -6,6 +6,9 @@
   nivel 2, persistente   se pide al broker que lo guarde en disco; nadie contesta
   nivel 3, confirmado    el broker contesta por cada evento; sin respuesta, se envía de nuevo
 
+Lo que el nivel 3 no llegó a confirmar, aunque su proceso muriera, queda en STATE_DIR y se envía con
+  python events_publisher_levels.py --resume
+
 Verás una línea por evento, por ejemplo:  enviado, sin confirmación · evento … · Juan <juan@eco.com>
 """
 
@@ -45,7 +48,7 @@ def level_2_persistent(connection, events):
 
 
 def level_3_confirmed(connection, events):
-    """The broker answers for every event; what it does not answer for is sent again, same id."""
+    """On disk until the broker has answered for it; what it does not answer for is sent again, same id."""
     for event in events:
         connection.publish(exchange=EXCHANGE, routing_key="", body=encode(event),
                            properties=properties(event, delivery_mode=2))
@@ -63,20 +66,28 @@ WORDS = {
 
 
 def main(argv=None) -> int:
-    arguments = parser().parse_args(argv)
-    check_user(arguments.nombre, arguments.email)
+    arguments = parsed(argv)
     settings = cli.settings(arguments)
     from common.connection import BrokerUnavailable, connect  # imports pika: late, so that --help answers at once
+    from common.outbox import Outbox
     from common.publishing import ConfirmedConnection
 
+    outbox = Outbox(settings.state_dir) if arguments.level == 3 else None
+    events = (user_created(arguments.nombre, arguments.email) for _ in range(arguments.count))
+    if outbox and arguments.resume:
+        arguments.count, events = outbox.count(), outbox.left()
+        if not arguments.count:
+            console.say("No queda nada por enviar.")
+            return EXIT_OK
     tally = Tally(arguments)
-    opened = ConfirmedConnection(settings, arguments.timeout) if arguments.level == 3 else connect(settings)
+    opened = ConfirmedConnection(settings, arguments.timeout, outbox) if outbox else connect(settings)
     try:
         with opened as connection:
-            events = (user_created(arguments.nombre, arguments.email) for _ in range(arguments.count))
             paced = cli.paced(events, arguments.rate, connection.sleep)
             for event_id, outcome in LEVELS[arguments.level](connection, paced):
                 tally.add(event_id, outcome)
+        tally.close()
+        return tally.exit_code()
     except KeyboardInterrupt:
         tally.close()
         raise
@@ -87,8 +98,10 @@ def main(argv=None) -> int:
         console.complain(f"{error} De lo enviado puede haberse perdido algo, y nadie sabe qué: el nivel 3 lo"
                          " habría enviado de nuevo.")
         return EXIT_PARTLY
-    tally.close()
-    return tally.exit_code()
+    finally:
+        if outbox and outbox.count():
+            console.complain(f"Sin confirmar quedan {outbox.count()}, guardados en {outbox.path}: envíalos con python"
+                             " events_publisher_levels.py --resume.")
 
 
 class Tally:
@@ -96,6 +109,7 @@ class Tally:
 
     def __init__(self, arguments):
         self.arguments = arguments
+        self.user = "" if arguments.resume else f" · {arguments.nombre} <{arguments.email}>"
         self.counts = Counter()
         self.started_at = self.shown_at = time.monotonic()
         self.progress = arguments.count > LINES_AT_MOST
@@ -106,8 +120,7 @@ class Tally:
         if console.json_mode:
             console.data({"id": event_id, "level": self.arguments.level, "outcome": outcome})
         elif not self.progress or outcome in ("returned", "unconfirmed") and self.counts[outcome] <= LINES_AT_MOST:
-            console.say(f"{console.paint(words, colour)} · evento {event_id} ·"
-                        f" {self.arguments.nombre} <{self.arguments.email}>")
+            console.say(f"{console.paint(words, colour)} · evento {event_id}{self.user}")
         if self.progress and sys.stderr.isatty() and time.monotonic() - self.shown_at > PROGRESS_S:
             self.shown_at = time.monotonic()
             print(f"\r{self.counts.total()} de {self.arguments.count} …", end="", file=sys.stderr, flush=True)
@@ -127,17 +140,36 @@ class Tally:
             return EXIT_OK
         if self.counts["unconfirmed"]:
             console.complain(f"El broker no contestó durante {self.arguments.timeout:g} s: arráncalo con"
-                             " python kit.py broker up o revisa RABBITMQ_URL, y publica otra vez.")
+                             " python kit.py broker up o revisa RABBITMQ_URL.")
         if self.counts["returned"]:
             console.complain("Algún evento no llegó a ninguna cola: créalas con python setup_queues.py.")
         return EXIT_PARTLY if self.counts["confirmed"] or self.counts["returned"] else EXIT_NO_BROKER
 
 
+def parsed(argv):
+    """The arguments; --resume sends what is there already, at level 3."""
+    wanted = parser()
+    arguments = wanted.parse_args(argv)
+    of_a_new_event = {"--level": arguments.level, "--nombre": arguments.nombre, "--email": arguments.email}
+    if not arguments.resume:
+        missing = [flag for flag, value in of_a_new_event.items() if value is None]
+        if missing:
+            wanted.error(f"falta {', '.join(missing)}")
+        check_user(arguments.nombre, arguments.email)
+    elif any(value is not None for value in of_a_new_event.values()) or arguments.count != 1:
+        wanted.error("--resume envía lo que quedó, con el nivel 3: no va junto con --level, --nombre, --email ni --count")
+    else:
+        arguments.level = 3
+    return arguments
+
+
 def parser():
     wanted = cli.parser(__doc__)
-    wanted.add_argument("--level", type=cli.whole(1, 3), required=True, metavar="{1,2,3}", help="el nivel de garantía")
-    wanted.add_argument("--nombre", required=True, help="el nombre del usuario nuevo")
-    wanted.add_argument("--email", required=True, help="su dirección de correo")
+    wanted.add_argument("--level", type=cli.whole(1, 3), metavar="{1,2,3}", help="el nivel de garantía")
+    wanted.add_argument("--nombre", help="el nombre del usuario nuevo")
+    wanted.add_argument("--email", help="su dirección de correo")
+    wanted.add_argument("--resume", action="store_true",
+                        help="envía, con el nivel 3 y el mismo id, lo que otra vez quedó sin confirmar")
     wanted.add_argument("--count", type=cli.whole(1, 10**9), default=1, metavar="N",
                         help="cuántos eventos, cada uno de un usuario nuevo (de fábrica, 1); con más de"
                              f" {LINES_AT_MOST}, un avance en vez de una línea por evento")

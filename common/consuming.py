@@ -19,9 +19,10 @@ from common.consumer import Consumer, Options
 from common.connection import BrokerUnavailable, places
 from common.deliveries import STOP_TIMEOUT_S, Deliveries, Delivery
 from common.events import USER_CREATED, Event, decode, now
-from common.ledger import Ledger, StateError
+from common.ledger import Ledger
 from common.publishing import Message
 from common.retry import PermanentError, attempt_of, failed_headers, next_step
+from common.state import StateError
 
 BATCH_S = 0.1  # a batch is committed and acked at least this often
 SUMMARY_S = 1

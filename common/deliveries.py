@@ -18,6 +18,7 @@ from common.publishing import CONFIRMED, Message, Publisher
 
 STOP_TIMEOUT_S = 3
 RETURNED_PAUSE_S = 1
+BIND_AGAIN_S = 5  # a binding that somebody removed is back so soon; the broker tells nobody
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Deliveries(threading.Thread):
 
     def _own_queue(self, frame) -> None:
         self.queue = frame.method.queue
-        self._channel.queue_bind(queue=self.queue, exchange=exchange.EXCHANGE)
+        self._channel.queue_bind(queue=self.queue, exchange=exchange.EXCHANGE, routing_key="")
         for delay in self._settings.retry_delays:
             self._channel.queue_declare(queue="", exclusive=True,
                                         arguments=exchange.retry_arguments(self.queue, delay),
@@ -138,11 +139,17 @@ class Deliveries(threading.Thread):
             self._inbox.put(Delivery(generation, method.delivery_tag, method.redelivered, properties, body))
 
         self._consumer_tag = channel.basic_consume(
-            self.queue, arrived, callback=lambda _: self._consuming())
+            self.queue, arrived, callback=lambda _: self._consuming(channel))
 
-    def _consuming(self) -> None:
+    def _consuming(self, channel) -> None:
         self.connected = True
         self._link.healthy()
+        self._ioloop.call_later(BIND_AGAIN_S, lambda: self._bind_again(channel))
+
+    def _bind_again(self, channel) -> None:
+        if self._link.carries(channel) and not self._stopping:
+            channel.queue_bind(queue=self.queue, exchange=exchange.EXCHANGE, routing_key="")
+            self._ioloop.call_later(BIND_AGAIN_S, lambda: self._bind_again(channel))
 
     def _settle(self, deliveries: list[Delivery]) -> None:
         """Ack those that came on this connection, with one frame where no open tag lies before them."""

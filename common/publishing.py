@@ -16,8 +16,10 @@ from pika.adapters.select_connection import IOLoop
 from common.config import Settings
 from common.connection import Link, backoff_s
 from common.exchange import declare
+from common.outbox import Outbox
 
 WINDOW = 1000  # messages under way at once
+BATCH = 200  # messages written to the outbox in one transaction
 CONFIRM_TIMEOUT_S = 10  # an older unconfirmed message means a new connection (docs/facts.md, broker 13)
 CLOSE_TIMEOUT_S = 2
 TICK_S = 0.05
@@ -165,10 +167,14 @@ class ConfirmedConnection:
 
     answers() and last_answers() yield (message_id, outcome). After timeout_s without any answer it
     gives up: what is open, and what is sent from then on, comes out as UNCONFIRMED.
+    With an outbox, a message is on disk before it is sent, and until it is CONFIRMED.
     """
 
-    def __init__(self, settings: Settings, timeout_s: float = 60):
+    def __init__(self, settings: Settings, timeout_s: float = 60, outbox: Outbox | None = None):
         self._ioloop = IOLoop()
+        self._outbox = outbox
+        self._batch: list[Message] = []  # not yet written, not yet sent
+        self._confirmed: list[str] = []  # not yet crossed out in the outbox
         self._answers: deque[tuple[str, str]] = deque()
         self._refusals: list[Exception] = []
         self._timeout_s = timeout_s
@@ -188,20 +194,35 @@ class ConfirmedConnection:
         self._run_until(lambda: self._publisher.link.gone, CLOSE_TIMEOUT_S)
         self._ioloop.deactivate_poller()
         self._ioloop.close()
+        self._write([])
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: pika.BasicProperties) -> None:
-        """Queue it, mandatory; returns when fewer than WINDOW messages are under way. Raises ConfigError."""
-        message = Message(exchange, routing_key, body, properties)
-        if self._publisher.open_count() == 0:
-            self._progress_at = time.monotonic()
-        if not self._gave_up:
-            self._publisher.send(message, self._answered)
-            self._wait(lambda: self._publisher.open_count() < WINDOW)
-        else:
-            self._answered(message, UNCONFIRMED)
+        """Queue it, mandatory; a full batch is sent. Raises ConfigError, StateError."""
+        self._batch.append(Message(exchange, routing_key, body, properties))
+        if len(self._batch) >= BATCH:
+            self._send_batch()
+
+    def _send_batch(self) -> None:
+        """On disk first, all of it; returns when fewer than WINDOW messages are under way."""
+        batch, self._batch = self._batch, []
+        self._write(batch)
+        for message in batch:
+            if self._publisher.open_count() == 0:
+                self._progress_at = time.monotonic()
+            if not self._gave_up:
+                self._publisher.send(message, self._answered)
+                self._wait(lambda: self._publisher.open_count() < WINDOW)
+            else:
+                self._answered(message, UNCONFIRMED)
+
+    def _write(self, batch: list[Message]) -> None:
+        if self._outbox and (batch or self._confirmed):
+            confirmed, self._confirmed = self._confirmed, []
+            self._outbox.write([(message.properties.message_id, message.body) for message in batch], confirmed)
 
     def sleep(self, seconds: float) -> None:
-        """Let the loop run; at once over when nothing has moved for too long."""
+        """Send what is there and let the loop run; at once over when nothing has moved for too long."""
+        self._send_batch()
         self._run_until(lambda: self._gave_up, seconds)
 
     def answers(self) -> Iterator[tuple[str, str]]:
@@ -210,7 +231,8 @@ class ConfirmedConnection:
             yield self._answers.popleft()
 
     def last_answers(self) -> Iterator[tuple[str, str]]:
-        """The rest, as it comes."""
+        """Send the rest; its answers, as they come."""
+        self._send_batch()
         while self._publisher.open_count() and not self._gave_up:
             self._wait(lambda: self._answers or not self._publisher.open_count())
             yield from self.answers()
@@ -221,6 +243,8 @@ class ConfirmedConnection:
     def _answered(self, message: Message, outcome: str) -> None:
         self._progress_at = time.monotonic()
         self._answers.append((message.properties.message_id, outcome))
+        if self._outbox and outcome == CONFIRMED:
+            self._confirmed.append(message.properties.message_id)
 
     def _wait(self, condition: Callable[[], object]) -> None:
         """Run the loop until the condition holds, or nothing has moved for too long."""

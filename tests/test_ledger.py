@@ -6,8 +6,9 @@ import uuid
 
 import pytest
 
-from common import ledger
-from common.ledger import Ledger, StateError
+from common import state as state_file
+from common.ledger import Ledger
+from common.state import StateError
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS points (event_id TEXT, points INTEGER);"
 
@@ -148,7 +149,7 @@ def test_a_corrupt_file_is_named_with_what_to_do(tmp_path):
 
 
 def test_a_locked_file_is_named_with_what_to_do(tmp_path, state, monkeypatch):
-    monkeypatch.setattr(ledger, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(state_file, "LOCK_TIMEOUT_S", 0.1)
     late = Ledger(tmp_path / "state", "loyalty", SCHEMA)
     state.begin()
     with pytest.raises(StateError, match="loyalty.db: otro programa"):

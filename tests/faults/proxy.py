@@ -8,80 +8,112 @@ from contextlib import suppress
 
 CHUNK = 65536
 POLL_S = 0.05
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
     """Listens on 127.0.0.1 and passes everything on to `port`, until told otherwise.
 
-    held: directions in which nothing passes while they are in it, though every socket stays open:
-    "up" is towards the broker, "down" is what the broker answers. cut_after: how many bytes more pass
-    upwards before all connections are reset. latency_s: each piece waits so long, and goes out in
-    single bytes.
+    held: directions in which nothing passes while they are in it, not even a connection's end: "up" is
+    towards the broker, "down" is what the broker answers. cut_after: how many bytes more pass, both
+    ways together, before all connections are reset. latency_s: each piece waits so long, and goes out
+    in single bytes.
     """
 
     def __init__(self, port: int):
         self.held: set[str] = set()
         self.cut_after: int | None = None
         self.latency_s = 0.0
-        self.connections = 0  # ever
+        self.accepted = 0
         self._target = port
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._open: set[tuple[socket.socket, socket.socket]] = set()
+        self._swallowed: set[tuple[socket.socket, socket.socket]] = set()
+        self._counting = threading.Lock()
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    @property
+    def open(self) -> int:
+        """How many connections there are now."""
+        return len(self._open)
 
     def reset(self) -> None:
-        """Every connection ends with a RST, as when a firewall or a machine in between goes down."""
-        pairs, self._pairs = self._pairs, []
-        for sockets in pairs:
-            for one in sockets:
+        """Every connection ends with a RST, as when a machine in between goes down."""
+        for pair in list(self._open):
+            self._open.discard(pair)  # its threads leave the sockets alone from here on
+            for one in pair:
                 with suppress(OSError):
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
                     one.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it
-                    one.close()
+                one.close()
+
+    def swallow(self) -> None:
+        """Nothing passes any more on the connections there are, and neither side is told; new ones work."""
+        self._swallowed |= self._open
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._server.close()
+        self._acceptor.join()
         self.reset()
 
     def _accept(self) -> None:
         while True:
             try:
-                client, _ = self._server.accept()
+                script, _ = self._server.accept()
             except OSError:
                 return  # closed
             try:
                 broker = socket.create_connection(("127.0.0.1", self._target), 5)
             except OSError:
-                client.close()
+                script.close()
                 continue
-            self.connections += 1
-            self._pairs.append((client, broker))
-            for one in (client, broker):
+            for one in (script, broker):
                 one.settimeout(None)
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for direction, source, sink in (("up", client, broker), ("down", broker, client)):
-                threading.Thread(target=self._pump, args=(direction, source, sink), daemon=True).start()
+            self.accepted += 1
+            pair = script, broker
+            self._open.add(pair)
+            for way in (("up", script, broker), ("down", broker, script)):
+                threading.Thread(target=self._pump, args=(pair, *way), daemon=True).start()
 
-    def _pump(self, direction: str, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while piece := source.recv(CHUNK):
-                while direction in self.held:
-                    time.sleep(POLL_S)
-                if direction == "up" and self.cut_after is not None:
-                    piece, self.cut_after = piece[:self.cut_after], self.cut_after - len(piece)
-                if self.latency_s:
-                    time.sleep(self.latency_s)
-                    for byte in piece:
-                        sink.sendall(bytes([byte]))
-                else:
-                    sink.sendall(piece)
-                if self.cut_after is not None and self.cut_after <= 0:
-                    self.cut_after = None
-                    self.reset()
-        except OSError:
-            pass  # reset
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)  # the other direction's thread wakes, and ends too
+    def _pump(self, pair: tuple, direction: str, source: socket.socket, sink: socket.socket) -> None:
+        """Pass on what comes from source, and at last its end."""
+        with suppress(OSError):  # sink is gone
+            while piece := self._receive(pair, direction, source):
+                self._pass_on(piece, sink)
+        if pair in self._open:
+            self._open.discard(pair)
+            for one in pair:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)  # wakes the other direction's thread
                 one.close()
+
+    def _receive(self, pair: tuple, direction: str, source: socket.socket) -> bytes:
+        try:
+            piece = source.recv(CHUNK)
+        except OSError:  # a RST is an end like another
+            piece = b""
+        while pair in self._open and (direction in self.held or pair in self._swallowed):
+            time.sleep(POLL_S)
+        return piece
+
+    def _pass_on(self, piece: bytes, sink: socket.socket) -> None:
+        with self._counting:
+            piece = piece[:self.cut_after]
+            if self.cut_after is not None:
+                self.cut_after -= len(piece)
+            last = self.cut_after == 0
+            if last:
+                self.cut_after = None
+        if self.latency_s:
+            time.sleep(self.latency_s)
+            for byte in piece:
+                sink.sendall(bytes([byte]))
+        else:
+            sink.sendall(piece)
+        if last:
+            self.reset()

@@ -1,6 +1,7 @@
 """A publisher at level 3 and the three consumers, something that goes wrong, and the account of it."""
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -39,12 +40,26 @@ class Scene:
         self.publishers.append(running)
         return running
 
+    def resume(self) -> Running:
+        """Start sending what dead publishers have left."""
+        running = self.under_fault.start("events_publisher_levels.py", "--resume", "--json")
+        self.publishers.append(running)
+        return running
+
     def publish_all(self, count: int) -> set[str]:
         """Publish to the end; the ids, all confirmed."""
         running = self.publish(count)
         assert running.end(DRAIN_S) == 0, running.text()[-2000:]
         assert len(confirmed(running)) == count
         return confirmed(running)
+
+    def publish_failing(self, mode: str, count: int, *flags: str) -> Running:
+        """Start publishing events whose handlers are to fail (simulate_fail_publisher.py); stdout is JSON."""
+        self.attempted += count
+        running = self.under_fault.start("simulate_fail_publisher.py", "--mode", mode, "--count", str(count),
+                                         "--json", *flags)
+        self.publishers.append(running)
+        return running
 
     def consume(self, *names: str) -> list[Running]:
         """Start consumers, all three if none is named, and wait until they consume."""
@@ -78,7 +93,7 @@ class Scene:
         dead: how many dead letters each consumer is to have; none if it is not said.
         """
         for publisher in self.publishers:
-            assert publisher.end(DRAIN_S) == 0, publisher.text()[-2000:]
+            assert publisher.end(DRAIN_S) in (0, -signal.SIGKILL), publisher.text()[-2000:]
         dead = dead or {}
         sent = set().union(*map(confirmed, self.publishers))
         busy_at = time.monotonic()
