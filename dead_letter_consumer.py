@@ -134,8 +134,11 @@ def replay(connection, arguments) -> int:
     publisher = connection.channel()
     publisher.confirm_delivery()
     counts: Counter = Counter()
+    sent_back = set()
     chosen = cli.paced(some(letters(connection, arguments), arguments), arguments.rate, connection.sleep)
     for channel, tag, properties, letter in chosen:
+        if (letter.message_id, letter.source_queue, letter.replays) in sent_back:
+            continue  # it has died again, in a consumer whose clock lags behind ours
         outcome = "would_replay" if arguments.dry_run else "replayed"
         if not letter.source_queue:
             outcome = "unknown_queue"
@@ -143,6 +146,7 @@ def replay(connection, arguments) -> int:
             copy = copied_properties(properties, replay_headers(properties.headers))
             if publish(publisher, letter, copy):
                 channel.basic_ack(tag)
+                sent_back.add((letter.message_id, letter.source_queue, letter.replays + 1))
             else:
                 outcome = "refused"
         counts[outcome] += 1

@@ -65,9 +65,18 @@ def deliver(outbox: Path, event_id: str, message: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(outbox / "new" / f"{event_id}.ecomarket")
+        sync_folder(outbox / "new")
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise unwritable(outbox, error, COMFORT) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """The file's new name, on disk too; Windows opens no folders, and NTFS keeps a journal of names."""
+    if os.name != "nt":
+        opened = os.open(folder, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
 
 
 def report(state: Ledger) -> dict:

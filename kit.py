@@ -1,7 +1,7 @@
 """The door of the kit: one command makes what it needs and runs it.
 
     python3 kit.py demo --yes       both demos of the class, with the real scripts
-    python3 kit.py test --yes       the tests, on private brokers
+    python3 kit.py test --yes       the tests, on private brokers; --faults: all that may go wrong, too
     python3 kit.py broker up        a broker for the terminals of the class
 
 Standard library only, and even an old Python 3 can read this file: it has to say that it is old.
@@ -29,7 +29,7 @@ def main(argv=None):
         return demo.main(arguments.yes)
     if arguments.command == "test":
         from tools import run_tests
-        return run_tests.main(arguments.yes, arguments.pytest)
+        return run_tests.main(arguments.yes, arguments.faults, arguments.pytest)
     from tools import service
     return {"up": service.up, "down": service.down, "status": service.status}[arguments.action](arguments.yes)
 
@@ -49,6 +49,9 @@ def parse(argv):
                                       allow_abbrev=False)
         command.add_argument("--yes", action="store_true",
                              help="instala lo que falte sin preguntar")
+        if name == "test":
+            command.add_argument("--faults", action="store_true",
+                                 help="también las averías de tests/faults: un cuarto de hora más")
         if name == "broker":
             command.add_argument("action", choices=("up", "down", "status"), metavar="up|down|status",
                                  help="arrancarlo, pararlo o ver cómo está")

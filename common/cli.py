@@ -57,6 +57,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--retry-delays", metavar="S,S,…", help="RETRY_DELAYS: esperas entre intentos, en segundos")
     group.add_argument("--state-dir", metavar="CARPETA", help="STATE_DIR: dónde se guarda lo hecho")
     group.add_argument("--queue-type", metavar="TIPO", help="QUEUE_TYPE: quorum o classic")
+    group.add_argument("--ca-file", metavar="ARCHIVO", help="RABBITMQ_CA_FILE: quién firmó el certificado, con amqps://")
     return spanish
 
 
@@ -71,6 +72,7 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
         "RETRY_DELAYS": arguments.retry_delays,
         "STATE_DIR": arguments.state_dir,
         "QUEUE_TYPE": arguments.queue_type,
+        "RABBITMQ_CA_FILE": arguments.ca_file,
     })
 
 

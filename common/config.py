@@ -14,7 +14,9 @@ DEFAULTS = {
     "RETRY_DELAYS": "5,30,120",
     "STATE_DIR": ".state",
     "QUEUE_TYPE": "quorum",
+    "RABBITMQ_CA_FILE": "",
 }
+PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 MAX_DELAY_S = 24 * 3600
 MAX_DELAYS = 20  # the journey of a letter travels in its headers; a frame holds so much
 
@@ -31,12 +33,16 @@ class ConfigError(KitError):
 
 @dataclass(frozen=True)
 class Settings:
-    """urls: AMQP URLs of one broker or cluster; retry_delays: seconds, in the order they are waited."""
+    """urls: AMQP URLs of one broker or cluster; retry_delays: seconds, in the order they are waited.
+
+    ca_file: who vouches for the broker of an amqps:// URL; None for the authorities that this machine trusts.
+    """
 
     urls: tuple[str, ...]
     retry_delays: tuple[float, ...]
     state_dir: Path
     queue_type: str
+    ca_file: Path | None = None
 
 
 def load(flags: dict[str, str | None] | None = None) -> Settings:
@@ -45,14 +51,15 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
     Raises ConfigError, which names the setting, what is wrong with it and an example.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    if "STATE_DIR" in given:  # a path typed in a shell means that shell's folder
-        given["STATE_DIR"] = str(Path(given["STATE_DIR"]).absolute())
+    for name in given.keys() & PATHS:  # a path typed in a shell means that shell's folder
+        given[name] = str(Path(given[name]).absolute())
     values = DEFAULTS | _dotenv() | {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)} | given
     return Settings(
         urls=_urls(values["RABBITMQ_URL"]),
         retry_delays=_delays(values["RETRY_DELAYS"]),
         state_dir=_state_dir(values["STATE_DIR"]),
         queue_type=_queue_type(values["QUEUE_TYPE"]),
+        ca_file=_ca_file(values["RABBITMQ_CA_FILE"]),
     )
 
 
@@ -141,11 +148,31 @@ def _is_delay(seconds: float) -> bool:
 
 def _state_dir(text: str) -> Path:
     try:
+        return _path(text)
+    except ValueError:
+        raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.") from None
+
+
+def _path(text: str) -> Path:
+    try:
         if "\0" not in text:
             return ROOT / Path(text).expanduser()
     except RuntimeError:  # ~somebody that this machine does not know
         pass
-    raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
+    raise ValueError(text)
+
+
+def _ca_file(text: str) -> Path | None:
+    if not text:
+        return None
+    import ssl  # late: only TLS needs it
+
+    try:
+        ssl.create_default_context(cafile=_path(text))
+        return _path(text)
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        raise ConfigError("RABBITMQ_CA_FILE no es un archivo con certificados en formato PEM que se pueda leer;"
+                          " ejemplo: RABBITMQ_CA_FILE=ca.pem.") from None
 
 
 def _queue_type(text: str) -> str:

@@ -5,7 +5,9 @@ import logging
 import random
 import ssl
 import struct
+from collections.abc import Iterable
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pika
@@ -31,8 +33,10 @@ class BrokerUnavailable(KitError):
     exit_code = 69
 
 
-def parameters(url: str, **more) -> pika.URLParameters:
+def parameters(url: str, ca_file: Path | None, **more) -> pika.URLParameters:
     wanted = pika.URLParameters(url)
+    if urlsplit(url).scheme == "amqps":  # certificate and host name are checked
+        wanted.ssl_options = pika.SSLOptions(ssl.create_default_context(cafile=ca_file), wanted.host)
     wanted.heartbeat = HEARTBEAT_S
     wanted.socket_timeout = wanted.stack_timeout = CONNECT_TIMEOUT_S
     wanted.connection_attempts = 1
@@ -61,7 +65,8 @@ def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, st
     problem: Exception = AMQPConnectionError()
     for url in random.sample(settings.urls, len(settings.urls)):
         try:
-            return pika.BlockingConnection(parameters(url, blocked_connection_timeout=BLOCKED_TIMEOUT_S)), url
+            return pika.BlockingConnection(parameters(
+                url, settings.ca_file, blocked_connection_timeout=BLOCKED_TIMEOUT_S)), url
         except (AMQPError, AMQPConnectorException, OSError) as error:
             problem = error
             refusal = refused(error, url)
@@ -73,8 +78,12 @@ def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, st
 
 
 def places(settings: Settings) -> str:
+    return places_of(settings.urls)
+
+
+def places_of(urls: Iterable[str]) -> str:
     """Host and port of every URL, for the screen."""
-    found = [urlsplit(url) for url in settings.urls]
+    found = [urlsplit(url) for url in urls]
     return ", ".join(f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
                      for parts in found)
 
@@ -91,7 +100,10 @@ def refused(error: BaseException, url: str) -> ConfigError | None:
     if isinstance(cause, ChannelClosedByBroker) and cause.reply_code == 403:
         return ConfigError(f"El usuario de RABBITMQ_URL ({masked(url)}) no tiene permiso para usar las colas del kit:"
                            " dáselo con rabbitmqctl set_permissions o usa otro usuario.")
-    if isinstance(cause, ChannelClosedByBroker) and "inequivalent arg" in cause.reply_text:
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return ConfigError(f"El certificado del broker ({places_of([url])}) no vale: {_certificate_problem(cause)}.")
+    if isinstance(cause, ChannelClosedByBroker) and ("inequivalent arg" in cause.reply_text
+                                                     or "invalid arg" in cause.reply_text):
         return exchange.explain_refusal(cause.reply_text)
     return None
 
@@ -109,13 +121,24 @@ def describe(error: BaseException) -> str:
         return f"el broker cerró la conexión: {console.clean(cause.reply_text)}"
     if isinstance(cause, ConnectionRefusedError):
         return "conexión rechazada"
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return "ahí no se habla TLS: usa amqp:// o el puerto de TLS, que suele ser el 5671"
     if isinstance(cause, ssl.SSLError):
-        return f"fallo de TLS: {cause.reason or 'certificado no válido'}"
+        return f"fallo de TLS: {cause.reason}"
     if isinstance(cause, OSError) and type(cause).__name__ == "gaierror":
         return "el nombre del servidor no existe"
     if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
         return "no responde a tiempo"
     return "la conexión se cortó"
+
+
+def _certificate_problem(error: ssl.SSLCertVerificationError) -> str:
+    """OpenSSL's codes (https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/), for a person."""
+    if error.verify_code in (62, 64):
+        return "es de otro servidor; escribe en RABBITMQ_URL el nombre para el que se hizo"
+    if error.verify_code == 10:
+        return "ha caducado; renuévalo en el broker"
+    return "nadie de confianza lo firmó; pon en RABBITMQ_CA_FILE el certificado de quien lo hizo"
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -156,7 +179,7 @@ class Link:
         self.blocked = False  # an alarm: the broker reads nothing from a connection that publishes
         self.closed = False
         self._urls = itertools.cycle(random.sample(settings.urls, len(settings.urls)))
-        self._url = ""
+        self._url, self._ca_file = "", settings.ca_file
         self._on_channel, self._on_lost, self._on_refused = on_channel, on_lost, on_refused
         self._connection = None
         self._failures = 0
@@ -171,7 +194,7 @@ class Link:
         self._url = next(self._urls)
         try:
             self._connection = pika.SelectConnection(
-                parameters(self._url), custom_ioloop=self.ioloop, on_open_callback=self._opened,
+                parameters(self._url, self._ca_file), custom_ioloop=self.ioloop, on_open_callback=self._opened,
                 on_open_error_callback=self._lost, on_close_callback=self._lost)
         except (AMQPError, OSError, ValueError) as error:
             self._drop(describe(error))

@@ -281,6 +281,19 @@ def test_a_replay_ends_when_what_was_there_is_done_though_all_die_again(kit, mod
     assert [properties.headers["x-replays"] for properties, _ in kit.messages(DLQ)] == [1] * 4
 
 
+def test_a_letter_that_dies_again_where_the_clock_lags_behind_is_not_replayed_again(kit):
+    first, second = letter(kit), letter(kit, "loyalty")
+    running = kit.start(SCRIPT, "--replay", "--rate", "0.5", "--json")
+    wait_until(lambda: first in ids(running), "the first replay", running.text)
+    [(properties, body)] = kit.messages("email_queue")
+    headers = retry.failed_headers(properties.headers, OSError("sin red"), retry.Step(None), consumer="email", to=DLQ,
+                                   source_queue="email_queue", failed_at="2020-01-01T00:00:00.000Z")
+    kit.publish(body, queue=DLQ, properties=pika.BasicProperties(message_id=first, delivery_mode=2, headers=headers))
+    assert running.end() == 0
+    assert ids(running) == [first, second]
+    assert kit.depth(DLQ) == 1 and kit.depth("email_queue") == 0
+
+
 def test_a_replay_takes_what_somebody_else_was_holding_when_it_began(kit):
     made = [letter(kit) for _ in range(10)]
     with kit.channel() as channel:

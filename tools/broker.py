@@ -56,7 +56,7 @@ def found(yes: bool, delays: str):
 
 
 def _place_on_running(stack: ExitStack, delays: str) -> "str | None":
-    configured = config.load().urls[0]
+    configured = configured_url()
     if _is_order(configured):
         if not answers(configured):
             raise NoBroker(f"RABBITMQ_URL está puesta y ningún broker responde en {config.masked(configured)}."
@@ -69,6 +69,12 @@ def _place_on_running(stack: ExitStack, delays: str) -> "str | None":
         except config.KitError as refusal:
             console.say(f"{refusal} Se busca otro broker.")
     return None
+
+
+def configured_url() -> str:
+    """The first of RABBITMQ_URL that answers; when none does, the first."""
+    urls = config.load().urls
+    return next(filter(answers, urls), urls[0])
 
 
 def _is_order(url: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pika import BlockingConnection
 
-from common import cli, console
+from common import cli, config, console
 from common.connection import parameters
 from common.status import depth as found_in
 from tools import broker
@@ -24,7 +24,8 @@ def main(yes: bool) -> int:
     _end_politely_when_told()
     with broker.found(yes, DELAYS) as url, tempfile.TemporaryDirectory(prefix="kit-demo-") as folder:
         # No heartbeat: nobody serves this connection while a step waits for a script.
-        with BlockingConnection(parameters(url, heartbeat=0)) as opened, Stage(url, Path(folder), DELAYS) as stage:
+        with BlockingConnection(parameters(url, config.load().ca_file, heartbeat=0)) as opened, \
+                Stage(url, Path(folder), DELAYS) as stage:
             play(stage, opened)
             failures = stage.failures
     console.say("")

@@ -9,13 +9,14 @@ from common.config import ROOT
 from tools import broker
 
 
-def main(yes: bool, pytest_arguments: list[str]) -> int:
+def main(yes: bool, faults: bool, pytest_arguments: list[str]) -> int:
     """Run pytest; its exit code is ours, and its closing line the last one."""
     broker.require_server(yes)
     sys.stdout.flush()
     # With it set, a missing broker is an error, not a skipped test.
     environment = os.environ | {"KIT_REQUIRE_BROKER": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "pytest", *pytest_arguments],
+    wanted = ["--faults"] if faults else []
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *wanted, *pytest_arguments],
                                cwd=ROOT, env=environment)
     try:
         return process.wait()

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from common import cli, config, console
 from tools.broker import (
     AMQP_PORT, LOCAL_HOSTS, MANAGEMENT_PORT, Broker, NoBroker, answers, compose_broker, compose_down, compose_up,
-    docker_answers, management_of, require_server, shown, start)
+    configured_url, docker_answers, management_of, require_server, shown, start)
 from tools.node import Node, free_port
 
 KEPT_NODE = config.ROOT / ".state" / "broker"
@@ -19,7 +19,7 @@ def up(yes: bool) -> int:
     if present:
         console.say("Ya hay un broker en marcha; no se cambia nada.")
         return _describe(present)
-    configured = config.load().urls[0]
+    configured = configured_url()
     if urlsplit(configured).hostname not in LOCAL_HOSTS:
         raise NoBroker(f"RABBITMQ_URL apunta a {config.masked(configured)}, que no responde y que desde aquí no"
                        " se puede arrancar.")
@@ -59,7 +59,7 @@ def status(yes: bool) -> int:
     present = _present()
     if present:
         return _describe(present)
-    console.say(f"Ningún broker responde en {config.masked(config.load().urls[0])}."
+    console.say(f"Ningún broker responde en {config.masked(configured_url())}."
                 " Arráncalo con: python kit.py broker up")
     return cli.EXIT_NO_BROKER
 
@@ -70,7 +70,7 @@ def _present() -> "Broker | None":
         return _of(node)
     if COMPOSE_MARK.exists() and answers(compose_broker().url):
         return compose_broker()
-    url = config.load().urls[0]
+    url = configured_url()
     return Broker(url, management_of(url), "uno que el kit no arrancó") if answers(url) else None
 
 
@@ -90,7 +90,7 @@ def _of(node: Node) -> Broker:
 def _describe(broker: Broker) -> int:
     console.say(f"Broker:   {shown(broker.url)}  ({broker.words})")
     console.say(f"Gestión:  {broker.management_url}  ({_login(broker.url)})")
-    configured = config.load().urls[0]
+    configured = configured_url()
     if _place(configured) != _place(broker.url):
         console.say("Los scripts lo encuentran después de escribir esto en cada terminal:")
         console.say(f"  {_set_variable(broker.url)}")
