@@ -51,8 +51,9 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
     Raises ConfigError, which names the setting, what is wrong with it and an example.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    for name in given.keys() & PATHS:  # a path typed in a shell means that shell's folder
-        given[name] = str(Path(given[name]).absolute())
+    for name in PATHS:
+        if given.get(name):  # a path typed in a shell means that shell's folder
+            given[name] = str(Path(given[name]).absolute())
     values = DEFAULTS | _dotenv() | {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)} | given
     return Settings(
         urls=_urls(values["RABBITMQ_URL"]),
