@@ -3,9 +3,9 @@
 pika's objects belong to this thread; the handler's side only queues calls for it (docs/facts.md, pika 4).
 """
 
-import queue
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import pika
@@ -47,7 +47,8 @@ class Deliveries(threading.Thread):
         self.retry_queues = {delay: exchange.retry_queue(self.queue, delay) for delay in settings.retry_delays}
         self._settings, self._consumer, self._prefetch, self._ephemeral = settings, consumer, prefetch, ephemeral
         self._ioloop = IOLoop()
-        self._inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._inbox: deque[Delivery] = deque()
+        self._arrived = threading.Event()
         self._link = Link(self._ioloop, settings, self._channel_opened, self._lost, self._refused)
         self._publisher = Publisher(self._ioloop, settings, self._declare, self._refused, quiet=True)
         self._channel = None
@@ -60,13 +61,11 @@ class Deliveries(threading.Thread):
 
     def take(self, most: int, timeout_s: float) -> list[Delivery]:
         """Whatever has arrived, up to `most`; [] after timeout_s. Raises what ended the I/O thread."""
-        taken: list[Delivery] = []
-        try:
-            taken.append(self._inbox.get(timeout=timeout_s))
-            while len(taken) < most:
-                taken.append(self._inbox.get_nowait())
-        except queue.Empty:
-            pass
+        self._arrived.wait(timeout_s)  # not queue.SimpleQueue: docs/facts.md, Python
+        self._arrived.clear()
+        taken = [self._inbox.popleft() for _ in range(min(most, len(self._inbox)))]
+        if self._inbox:
+            self._arrived.set()
         if self.error:
             raise self.error
         return [delivery for delivery in taken if delivery.generation == self._generation]
@@ -136,7 +135,8 @@ class Deliveries(threading.Thread):
             if generation != self._generation:  # given up, and yet it talks: all of it comes again
                 return
             self._unsettled[method.delivery_tag] = None
-            self._inbox.put(Delivery(generation, method.delivery_tag, method.redelivered, properties, body))
+            self._inbox.append(Delivery(generation, method.delivery_tag, method.redelivered, properties, body))
+            self._arrived.set()
 
         self._consumer_tag = channel.basic_consume(
             self.queue, arrived, callback=lambda _: self._consuming(channel))
@@ -188,9 +188,7 @@ class Deliveries(threading.Thread):
         self._finish(deadline)
 
     def _give_back(self, not_started: list[Delivery]) -> None:
-        while not self._inbox.empty():
-            not_started.append(self._inbox.get())
-        for delivery in not_started:
+        for delivery in (*not_started, *self._inbox):
             if delivery.generation == self._generation and delivery.tag in self._unsettled:
                 del self._unsettled[delivery.tag]
                 self._channel.basic_nack(delivery.tag, requeue=True)

@@ -75,32 +75,6 @@ def test_a_killed_broker_keeps_level_2_on_classic_queues_and_both_levels_on_quor
         assert queued(kits["quorum"], queue) == sorted(sent["quorum", 1] | sent["quorum", 2] | sent["quorum", 3])
 
 
-def test_level_3_and_three_consumers_go_through_two_crashes_of_the_broker_and_each_event_is_done_once(own_kit):
-    kit = own_kit
-    consumers = {name: kit.start_consumer(name) for name in CONSUMERS}
-    running = publisher(kit, 3, 6000, "--rate", "300")
-    for crash in (1, 2):
-        running.wait_for('"confirmed"', count=len(running.out) + 200)
-        kit.node.kill()
-        for script in (running, *consumers.values()):
-            script.wait_for("Sin conexión con el broker", count=crash)
-        kit.node.start()
-        for script in (running, *consumers.values()):
-            script.wait_for("Conectado de nuevo", count=crash)
-    assert running.end() == 0, running.text()[-2000:]
-    confirmed = ids(running, "confirmed")
-    assert len(confirmed) == len(running.out) == 6000
-    for name, consumer in consumers.items():
-        wait_until(lambda: done(kit, name) == confirmed, f"{name} to be done", lambda: str(len(done(kit, name))), 60)
-        kit.wait_for_depth(CONSUMERS[name], 0)
-        stop(consumer)
-    assert kit.report("email_consumer_simple.py") == {"emails": 6000}
-    assert kit.report("loyalty_consumer_simple.py") == {"accounts": 6000, "points": 600_000}
-    assert kit.report("analytics_consumer.py")["events"] == 6000
-    assert kit.depth(DEAD_LETTER_QUEUE) == 0
-    assert "Falling back" not in kit.node.log()
-
-
 def test_a_frozen_broker_costs_no_event_and_stops_nobody_from_stopping(own_kit):
     kit = own_kit
     email, loyalty = kit.start_consumer("email"), kit.start_consumer("loyalty")
