@@ -1,13 +1,18 @@
 """Three private nodes in one cluster: every quorum queue has a copy on each."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.conftest import wait_until
+import pika
+
+from tests.conftest import Kit, wait_until
 from tests.faults.scene import Scene
-from tools.node import Node, free_port
+from tools.node import Node, ask_management, free_port
 
 COOKIE = "three-nodes-of-one-test"
+LEAD = ("[begin {{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"{vhost}\">>, queue, Name)),"
+        " rabbit_quorum_queue:transfer_leadership(Queue, '{node}@localhost') end || Name <- [{names}]].")
 
 
 class Cluster:
@@ -35,3 +40,58 @@ class Cluster:
             node.kill()
         for node in self.nodes:
             node.close()
+
+
+def scene_on(cluster: Cluster, vhost: str, folder: Path) -> Scene:
+    """Scripts know all three nodes; the test itself looks from the first one, until look_from()."""
+    first = cluster.nodes[0]
+    urls = [node.url.replace("%2F", vhost) for node in cluster.nodes]
+    for url in urls:
+        wait_until(lambda: opens(url), f"{vhost} to be open on all nodes")
+    scene = Scene(Kit(urls[0], folder / "state", node=first))
+    scene.under_fault = scene.kit.using(url=",".join(urls))
+    return scene
+
+
+def opens(url: str) -> bool:
+    try:
+        pika.BlockingConnection(pika.URLParameters(url)).close()
+    except pika.exceptions.AMQPConnectionError:
+        return False
+    return True
+
+
+def vhost_of(scene: Scene) -> str:
+    return scene.kit.url.rpartition("/")[2]
+
+
+def look_from(scene: Scene, node: Node) -> None:
+    scene.node = node
+    scene.kit = scene.kit.using(url=node.url.replace("%2F", vhost_of(scene)), node=node)
+
+
+def queues(scene: Scene) -> list[dict]:
+    """name, leader, messages, messages_ready, messages_unacknowledged of each queue."""
+    return ask_management("GET", scene.node.management_url, "guest", "guest",
+                          f"queues/{vhost_of(scene)}?disable_stats=true&enable_queue_totals=true")
+
+
+def lead(scene: Scene, node: Node, *names: str) -> None:
+    """Make the node the leader of these queues."""
+    def move() -> bool:
+        scene.node.ctl("eval", LEAD.format(vhost=vhost_of(scene), node=node.name,
+                                           names=", ".join(f'<<"{name}">>' for name in names)))
+        leaders = {queue["name"]: queue["leader"] for queue in queues(scene)}
+        return all(leaders[name] == f"{node.name}@localhost" for name in names)
+    wait_until(move, f"{node.name} to lead {names}", lambda: str(queues(scene)))
+
+
+def rebalance(scene: Scene) -> None:
+    """`rabbitmq-queues rebalance quorum`, which the 4.3 of the tests has no command for."""
+    scene.node.ctl("eval", 'rabbit_amqqueue:rebalance(quorum, ".*", ".*").')
+
+
+def connections(scene: Scene) -> Counter:
+    """How many connections of the vhost each node has, by the node's port."""
+    lines = scene.node.ctl("-q", "list_connections", "--no-table-headers", "vhost", "port").splitlines()
+    return Counter(int(port) for vhost, port in map(str.split, lines) if vhost == vhost_of(scene))

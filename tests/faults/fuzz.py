@@ -12,13 +12,15 @@ import pika
 from common import events
 from common.exchange import DEAD_LETTER_QUEUE
 from common.retry import BROKERS_OWN, DECIDING, TOLD
-from tests.test_hostile_messages import ESCAPES, Raw
+from tests.test_hostile_messages import ESCAPES, Raw, nested
 
-ODD = ["", " ", "\x00", ESCAPES, "ñ" * 127, "m" * 255, "漢😀", "\u202e", b"\xff\xfe", b"\xc0\x80" * 127, "0", "-1", "guest",
-       "email_queue", "../../etc", "UsuarioCreado", "application/json"]
+ODD = ["", " ", "\x00", ESCAPES, "ñ" * 127, "m" * 255, "漢😀", "\u202e", b"\xff\xfe", b"\xc0\x80" * 127, "0", "-1",
+       "guest", "email_queue", "../../etc", "UsuarioCreado", "application/json"]
 LARGE = [2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**300, -(2**31) - 1, -(2**63), -(2**63) - 1]
 NAMES = [*DECIDING, *TOLD, *(f"{name}queue" for name in BROKERS_OWN), "x-death", "x-delivery-count", "CC ", "n" * 255,
          b"\xff\xfe", "", "x-\x00", "trace", "x-dead-letter-exchange", "x-message-ttl"]
+PARTS = ["attempt", "failed_at", "to", "consumer", "mode", "number", "queue", "reason", "count", "time"]
+NUMBERS = [b"NaN", b"-Infinity", b"9" * 5000, b"1e99999", b"-0", b"01", b"0x1", b"1.", b"+1", b"1e", b"--1"]
 FIELDS = ["specversion", "id", "source", "type", "time", "data", "user_id", "nombre", "email", "more"]
 
 
@@ -56,7 +58,8 @@ def body(rng: random.Random) -> bytes:
 def valid(rng: random.Random) -> bytes:
     ids = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2)]
     nombre = rng.choice(["Ana", "José 🎉", "x" * events.MAX_NAME])
-    return events.encode(events.Event(ids[0], events.USER_CREATED, "2024-02-29T23:59:59.999Z", ids[1], nombre, "ana@eco.com"))
+    return events.encode(
+        events.Event(ids[0], events.USER_CREATED, "2024-02-29T23:59:59.999Z", ids[1], nombre, "ana@eco.com"))
 
 
 def flipped(rng: random.Random) -> bytes:
@@ -93,8 +96,7 @@ def with_doubled_field(rng: random.Random) -> bytes:
 
 
 def with_wild_number(rng: random.Random) -> bytes:
-    number = rng.choice([b"NaN", b"-Infinity", b"9" * 5000, b"1e99999", b"-0", b"01", b"0x1", b"1.", b"+1", b"1e", b"--1"])
-    return valid(rng)[:-1] + b',"%s":%s}' % (rng.choice(FIELDS).encode(), number)
+    return valid(rng)[:-1] + b',"%s":%s}' % (rng.choice(FIELDS).encode(), rng.choice(NUMBERS))
 
 
 def deep(rng: random.Random) -> bytes:
@@ -123,14 +125,15 @@ def json_value(rng: random.Random, depth: int = 0):
         return [json_value(rng, depth + 1) for _ in range(rng.randrange(4))]
     if kind == 8:
         return {rng.choice(FIELDS): json_value(rng, depth + 1) for _ in range(rng.randrange(4))}
-    return rng.choice([None, rng.random() < 0.5, rng.choice(LARGE), rng.choice([0, -0.0, 1e300, float("nan"), float("inf")]),
-                       "x" * rng.randrange(400), rng.choice([ESCAPES, "\ud800", "\udfff\ud800", "", "1.0", "\x00", "a@b"]),
-                       "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(20)))])
+    return rng.choice([
+        None, rng.random() < 0.5, rng.choice(LARGE), rng.choice([0, -0.0, 1e300, float("nan"), float("inf")]),
+        "x" * rng.randrange(400), rng.choice([ESCAPES, "\ud800", "\udfff\ud800", "", "1.0", "\x00", "a@b"]),
+        "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(20)))])
 
 
 BODIES: list[Callable[[random.Random], bytes]] = [
     flipped, with_hole, spliced, of_wrong_type, with_doubled_field, with_wild_number, deep, bare, otherwise_encoded,
-    too_large, lambda rng: rng.randbytes(rng.randrange(400)), lambda rng: bytes([rng.randrange(256)]) * rng.randrange(99)]
+    too_large, lambda rng: rng.randbytes(rng.randrange(400)), lambda rng: rng.randbytes(1) * rng.randrange(99)]
 
 
 # ---------------------------------------------------------------- properties
@@ -144,8 +147,9 @@ def properties(rng: random.Random) -> pika.BasicProperties:
     return pika.BasicProperties(
         content_type=now_and_then(*ODD), content_encoding=now_and_then(*ODD), correlation_id=now_and_then(*ODD),
         reply_to=now_and_then(*ODD), message_id=now_and_then(*ODD, rng.randbytes(rng.randrange(256))),
-        type=now_and_then(*ODD), app_id=now_and_then(*ODD), cluster_id=now_and_then(*ODD), user_id=now_and_then("guest"),
-        expiration=now_and_then("600000", "4294967295"), delivery_mode=now_and_then(1, 2), priority=now_and_then(0, 9, 255),
+        type=now_and_then(*ODD), app_id=now_and_then(*ODD), cluster_id=now_and_then(*ODD),
+        user_id=now_and_then("guest"), expiration=now_and_then("600000", "4294967295"),
+        delivery_mode=now_and_then(1, 2), priority=now_and_then(0, 9, 255),
         timestamp=now_and_then(0, 1, 2**32, 10**12, 2**63, 2**64 - 1), headers=headers(rng))
 
 
@@ -157,6 +161,8 @@ def headers(rng: random.Random) -> dict | None:
         made["CC"] = ["nobody", DEAD_LETTER_QUEUE + "s"]
     if rng.random() < 0.01:
         made["big"] = Raw(b"S" + counted(b"x" * rng.randrange(100_000)))
+    if rng.random() < 0.01:
+        made["deep"] = nested(rng.choice([9, 400, 5000]))
     return made
 
 
@@ -175,11 +181,11 @@ def field(rng: random.Random, depth: int = 0) -> bytes:
     if kind == b"d":
         return kind + struct.pack(">d", rng.choice([0.0, 1.5, 1e19, -1e300, 5e-324]))
     size = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"D": 5, b"V": 0}.get(kind, 8)
-    return kind + rng.choice([rng.randbytes(size), b"\x00" * size, b"\xff" * size, b"\x7f" + b"\xff" * (size - 1)][:4 if size else 3])
+    return kind + rng.choice([rng.randbytes(size), bytes(size), b"\xff" * size, (b"\x7f" + b"\xff" * 7)[:size]])
 
 
 def name(rng: random.Random) -> bytes:
-    chosen = rng.choice(NAMES + ["attempt", "failed_at", "to", "consumer", "mode", "number", "queue", "reason", "count", "time"])
+    chosen = rng.choice(NAMES + PARTS)
     encoded = chosen.encode() if isinstance(chosen, str) else chosen
     return bytes([len(encoded)]) + encoded
 

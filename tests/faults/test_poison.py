@@ -1,46 +1,250 @@
-"""Messages that nobody can handle, and messages that kill who handles them."""
+"""Messages that nobody can handle, messages that kill who handles them, handlers that fail for a while."""
 
 import hashlib
+import itertools
+import json
 import os
 import random
-import time
+import signal
+import sys
 from collections import Counter
+from pathlib import Path
 
-from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
+from common import events
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, retry_queue
 from common.publishing import CONFIRMED, ConfirmedConnection
-from tests.faults import fuzz
-from tests.test_hostile_messages import assert_tame
+from common.simulation import CRASH_CODE
+from tests.conftest import Running, wait_until
+from tests.faults import account, fuzz
+from tests.faults.scene import DRAIN_S, SCRIPTS, confirmed
+from tests.test_hostile_messages import MALFORMED, assert_tame, event_body, hostile
 
-HOSTILE = int(os.environ.get("HOSTILE", 100_000))
-PATIENCE_S = 30
+DEADLY = Path(__file__).with_name("deadly.py")
+RETRIES = [("retry", 1), ("retry", 2), ("retry", 3)]
+ENDS = [("done", 1), ("done", 2), ("done", 3), ("done", 4), ("dead", 4)]  # by how often the handler fails
+DEATHS = 6  # the first delivery, and five starts that are on record
+HOSTILE = 100_000
+QUIET_S = 60  # no dead letter for so long: none will come
+
+
+def to_each(count: int) -> dict[str, int]:
+    return dict.fromkeys(CONSUMERS, count)
+
+
+def letters(kit) -> list:
+    """(properties, body) of every dead letter; they stay there."""
+    with kit.channel() as channel:
+        taken = iter(lambda: channel.basic_get(DEAD_LETTER_QUEUE), (None, None, None))
+        return [(properties, body) for _, properties, body in taken]
+
+
+def restart_the_dead(scene, consumers: dict[str, Running], start, exit_code: int, dead: int) -> Counter:
+    """Start each consumer again as often as it dies, until there are so many dead letters; who died how often."""
+    deaths = Counter()
+
+    def all_there() -> bool:
+        for name, consumer in consumers.items():
+            if consumer.process.poll() is not None:
+                assert consumer.end() == exit_code, consumer.text()[-2000:]
+                deaths[name] += 1
+                consumers[name] = start(name)
+        return scene.kit.depth(DEAD_LETTER_QUEUE) == dead
+
+    wait_until(all_there, f"{dead} dead letters", lambda: f"{deaths}, {account.totals(scene.kit)}", DRAIN_S)
+    scene.consumers = list(consumers.values())
+    return deaths
+
+
+# ---------------------------------------------------------------- poison among good events
+
+
+def test_poison_of_every_kind_among_good_events_ends_in_the_dead_letters_byte_for_byte_and_nowhere_else(scene):
+    kit = scene.kit
+    consumers = {name: kit.start_consumer(name, "--json") for name in CONSUMERS}
+    with kit.channel() as channel:  # a fourth subscriber sees what was sent
+        channel.queue_declare("witness", durable=True)
+        channel.queue_bind("witness", EXCHANGE)
+
+    load = scene.publish(1000, "--rate", "100")
+    load.wait_for('"confirmed"', count=100)
+    poison = {"CrashLoop": scene.publish_failing("crash", 1)}
+    deaths = restart_the_dead(scene, consumers, lambda name: kit.start(SCRIPTS[name], "--json"), CRASH_CODE, dead=3)
+    assert deaths == to_each(DEATHS)
+
+    load = scene.publish(2000, "--rate", "150")
+    load.wait_for('"confirmed"', count=100)
+    good = [scene.publish_failing("slow", 2, "--seconds", "0.5"), scene.publish_failing("duplicate", 3)]
+    poison |= {"PermanentError": scene.publish_failing("permanent", 3),
+               "MalformedEvent": scene.publish_failing("malformed", 3)}
+    number = itertools.count()
+    garbage = hostile(lambda: b"veneno %d" % next(number)) + [(body, None) for body in MALFORMED.values()]
+    odd = hostile()
+    send(kit, shuffled(odd + garbage + [(event_body(type="UsuarioBorrado"), None)]))
+    for publisher in [*good, *poison.values()]:
+        assert publisher.end() == 0, publisher.text()
+    assert load.process.poll() is None, "no good event came after the poison"
+
+    sent = {properties.message_id: body for properties, body in kit.messages("witness")}
+    with kit.channel() as channel:
+        channel.queue_delete("witness")
+    bad = [("MalformedEvent", body) for body, _ in garbage]
+    bad += [(error, sent[event_id]) for error, publisher in poison.items() for event_id in confirmed(publisher)]
+    kit.wait_for_depth(DEAD_LETTER_QUEUE, 3 * len(bad), DRAIN_S)
+    assert Counter((properties.headers["x-consumer"], properties.headers["x-error-type"], body)
+                   for properties, body in letters(kit)) == Counter((name, *one) for name in CONSUMERS for one in bad)
+    drawn = scene.balance(dead=to_each(len(bad)))
+    assert not [line for script in kit.started for line in script.out if '"retry"' in line]
+    poisonous = set().union(*map(confirmed, poison.values()))
+    done = drawn.confirmed - poisonous | {events.decode(body).id for body, _ in odd}
+    assert drawn.effects == dict.fromkeys(CONSUMERS, done)
+
+
+def send(kit, messages: list) -> None:
+    """Publish to all, confirmed, also what pika itself cannot encode."""
+    with fuzz.raw_values(), kit.channel() as channel:
+        channel.confirm_delivery()
+        for body, properties in messages:
+            channel.basic_publish(EXCHANGE, "", body, properties, mandatory=True)
+
+
+def shuffled(messages: list) -> list:
+    return random.sample(messages, len(messages))
+
+
+# ---------------------------------------------------------------- messages that kill
+
+
+def test_an_event_that_makes_its_process_exit_is_a_dead_letter_after_six_deaths_and_its_neighbours_are_done(scene):
+    kit = scene.kit
+    kit.done("setup_queues.py")
+    scene.publish_all(20)
+    poison = scene.publish_failing("crash", 1)
+    assert poison.end() == 0
+    scene.publish_all(20)
+
+    def start(name: str) -> Running:
+        return kit.start(SCRIPTS[name])
+
+    deaths = restart_the_dead(scene, {name: start(name) for name in CONSUMERS}, start, CRASH_CODE, dead=3)
+    assert deaths == to_each(DEATHS)
+    assert {properties.headers["x-error-type"] for properties, _ in letters(kit)} == {"CrashLoop"}
+    drawn = scene.balance(dead=to_each(1))
+    assert [*drawn.dead.values()] == [Counter(confirmed(poison))] * 3
+
+
+def test_an_event_that_gets_its_process_killed_in_the_midst_of_a_batch_does_not_take_its_neighbours_along(scene):
+    kit = scene.kit
+    kit.done("setup_queues.py")
+    scene.publish_all(20)
+    poison = kit.publish_event(events.user_created("Veneno", "veneno@eco.com"))
+    scene.publish_all(20)
+
+    def start(name: str, batch: int = 0) -> Running:
+        running = Running([sys.executable, str(DEADLY), str(batch), SCRIPTS[name]], kit.environment(), kit.state.parent)
+        kit.started.append(running)
+        return running
+
+    for consumer in [start(name, batch=41) for name in CONSUMERS]:
+        assert consumer.end() == -signal.SIGKILL, consumer.text()
+    assert len(list((kit.state / "outbox" / "new").iterdir())) == 20  # half of the batch had had its effect
+    assert not any(scene.done(name) for name in CONSUMERS)  # and went back with the transaction
+    deaths = restart_the_dead(scene, {name: start(name) for name in CONSUMERS}, start, -signal.SIGKILL, dead=3)
+    assert deaths == to_each(DEATHS - 1)
+    assert {properties.headers["x-error-type"] for properties, _ in letters(kit)} == {"CrashLoop"}
+    drawn = scene.balance(dead=to_each(1))
+    assert [*drawn.dead.values()] == [Counter([poison.id])] * 3
+
+
+# ---------------------------------------------------------------- handlers that fail for a while
+
+
+def test_a_handler_that_fails_one_to_four_times_ends_in_its_effect_or_in_a_letter_though_the_broker_dies(scene):
+    kit = scene.kit = scene.under_fault = scene.kit.using(delays="12,0.3,0.6")
+    scene.publish_all(20)
+    failing = {(name, times): scene.publish_failing("flaky", 3, "--consumer", name, "--times", str(times))
+               for name in CONSUMERS for times in (1, 2, 3, 4)}
+    for publisher in scene.publishers:
+        assert publisher.end() == 0, publisher.text()
+    consumers = {name: kit.start_consumer(name, "--json") for name in CONSUMERS}
+    scene.consumers = list(consumers.values())
+    waiting = {retry_queue(queue, 12): 12 for queue in CONSUMERS.values()}
+    wait_until(lambda: {name: count for name, count in account.totals(kit).items() if count} == waiting,
+               "all that fail to wait", lambda: str(account.totals(kit)))
+    scene.node.kill()
+    for consumer in scene.consumers:
+        consumer.wait_for("Sin conexión con el broker")
+    scene.node.start()
+    for consumer in scene.consumers:
+        consumer.wait_for("Conectado de nuevo")
+
+    kit.wait_for_depth(DEAD_LETTER_QUEUE, 9)
+    queues = {name: [retry_queue(CONSUMERS[name], delay) for delay in kit.settings.retry_delays] for name in CONSUMERS}
+    for properties, _ in letters(kit):
+        assert [(stop["attempt"], stop["to"]) for stop in properties.headers["x-journey"]] == [
+            *enumerate([*queues[properties.headers["x-consumer"]], DEAD_LETTER_QUEUE], start=1)]
+    drawn = scene.balance(dead=to_each(3))
+    for name, consumer in consumers.items():
+        expected = {event_id: 0 for event_id in drawn.confirmed}
+        for (fails, times), publisher in failing.items():
+            expected |= {event_id: times for event_id in confirmed(publisher) if fails == name}
+        assert tries(consumer) == Counter(
+            (event_id, *one) for event_id, times in expected.items() for one in [*RETRIES[:times], ENDS[times]])
+
+
+def tries(consumer: Running) -> Counter:
+    return Counter((one["event_id"], one["outcome"], one["attempt"]) for one in map(json.loads, consumer.out))
+
+
+def test_a_broker_killed_while_retries_come_and_go_doubles_no_effect(scene):
+    scene.kit = scene.under_fault = scene.kit.using(delays="0.5,4,1")
+    scene.consume()
+    for name in CONSUMERS:
+        for times in (1, 2, 3):
+            scene.publish_failing("flaky", 30, "--consumer", name, "--times", str(times))
+    scene.publish(1000, "--rate", "100")
+    for consumer in scene.consumers:
+        consumer.wait_for("intento 2")
+    scene.node.kill()
+    for consumer in scene.consumers:
+        consumer.wait_for("Sin conexión con el broker")
+    scene.node.start()
+    scene.balance()
+    for consumer in scene.consumers:
+        assert "SimulatedFailure" in consumer.text().rpartition("Conectado de nuevo")[2]  # it was not over yet
+
+
+# ---------------------------------------------------------------- hostile messages without end
 
 
 def test_100_000_hostile_messages_are_as_many_dead_letters_byte_for_byte_and_no_consumer_minds(scene):
     seed = int(os.environ.get("FUZZ_SEED") or random.randrange(2**32))
     print(f"FUZZ_SEED={seed}")
     rng, queues = random.Random(seed), list(CONSUMERS.values())
-    scene.consume()
-    t=time.time()
-    sent, letters, answers = Counter(), Counter(), Counter()
+    scene.consumers = [scene.kit.start_consumer(name, *flags) for name, flags in zip(CONSUMERS, [(), ("--json",), ()])]
+    sent, found, answers = Counter(), Counter(), Counter()
     with fuzz.raw_values(), ConfirmedConnection(scene.kit.settings) as connection:
         for _ in range(HOSTILE):
             queue, body = rng.choice(queues), fuzz.body(rng)
             connection.publish("", queue, body, fuzz.properties(rng))
-            sent[queue, hashlib.sha256(body).digest()] += 1
+            sent[queue, digest(body)] += 1
             answers.update(outcome for _, outcome in connection.answers())
         answers.update(outcome for _, outcome in connection.last_answers())
     assert answers == {CONFIRMED: HOSTILE}
-    print("published", time.time()-t)
     with scene.kit.channel() as channel:
-        for method, properties, body in channel.consume(DEAD_LETTER_QUEUE, auto_ack=True, inactivity_timeout=PATIENCE_S):
-            if method is None: break
-            letters[properties.headers["x-source-queue"], hashlib.sha256(body).digest()] += 1
-            if letters.total()==HOSTILE: break
-    print("read", time.time()-t, letters.total())
-    if letters != sent:
-        for c in scene.consumers: print(c.text()[-1500:]); print(scene.node.log()[-3000:])
-    assert letters == sent
-    scene.balance()
-    print("balanced", time.time()-t)
+        channel.basic_consume(DEAD_LETTER_QUEUE, lambda _channel, _method, properties, body: found.update(
+            [(properties.headers["x-source-queue"], digest(body))]), auto_ack=True)
+        before = -1
+        while before < found.total() < HOSTILE:
+            before = found.total()
+            channel.connection.process_data_events(QUIET_S)
+        assert found.total() >= HOSTILE, f"{found.total()} dead letters; queues: {account.totals(scene.kit)}"
+        scene.balance()
+        channel.connection.process_data_events(0)  # one too many would be here by now
+    assert (sent - found, found - sent) == (Counter(), Counter())
     for consumer in scene.consumers:
         assert_tame(consumer.text())
+        assert "a reintentar" not in consumer.text()
+
+
+def digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()

@@ -63,8 +63,8 @@ def test_a_handler_slower_than_three_heartbeats_keeps_its_connection_and_what_ca
 
 def test_twelve_graceful_stops_under_load_lose_nothing_and_use_up_no_delivery_limit(scene):
     """With slow events at the head of each queue every stop hands back the same ones."""
-    assert scene.publish_failing("slow", 60, "--seconds", "0.25").end() == 0
-    scene.publish(3000, "--rate", "150")
+    assert scene.publish_failing("slow", 40, "--seconds", "0.25").end() == 0
+    scene.publish(1500, "--rate", "100")
     for stop in range(STOPS):
         consumers = [scene.under_fault.start(script) for script in SCRIPTS.values()]
         for consumer in consumers:
@@ -73,16 +73,14 @@ def test_twelve_graceful_stops_under_load_lose_nothing_and_use_up_no_delivery_li
         for consumer in consumers:
             assert consumer.end() == 0, consumer.text()[-2000:]
         scene.consumers += consumers
-    for queue in CONSUMERS.values():
-        print(scene.kit.depth(queue), returns(scene.kit, queue))
+    assert max(most_returns(scene.kit, queue) for queue in CONSUMERS.values()) >= STOPS
     scene.consume()
     scene.balance()
     assert not any(REPEATED in consumer.text() for consumer in scene.consumers)
 
 
-def returns(kit, queue: str) -> int:
-    """How often the first message of a queue was handed out and came back."""
+def most_returns(kit, queue: str) -> int:
+    """How often the one of a queue's first messages came back that came back most often."""
     with kit.channel() as channel:
-        _, properties, _ = channel.basic_get(queue)
-    print(properties.headers)
-    return max(properties.headers.get(name, 0) for name in ("x-delivery-count", "x-acquired-count"))
+        headers = [channel.basic_get(queue)[1].headers or {} for _ in range(60)]
+    return max(found.get(name, 0) for found in headers for name in ("x-delivery-count", "x-acquired-count"))
