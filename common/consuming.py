@@ -165,7 +165,7 @@ class _Run:
             headers, error, step, consumer=self.consumer.name, to=to, failed_at=now(),
             source_queue=exchange.CONSUMERS[self.consumer.name]))
         return Outcome(delivery, DEAD if step.delay_s is None else RETRY,
-                       event.id if event else properties.message_id,
+                       event.id if event else str(properties.message_id),
                        f"falló ({type(error).__name__}: {error}) → {to}",
                        Message("", to, delivery.body, properties))
 

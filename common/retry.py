@@ -82,7 +82,7 @@ def replay_headers(headers: dict | None) -> dict:
 
 def own_headers(headers: dict | None) -> dict:
     """The headers that may travel on: none of the broker's, no CC (it would route a copy elsewhere),
-    nothing that pika cannot write (a float), and if they are huge none but ours, and small."""
+    nothing that pika cannot write (a float, an integer of more than 64 bits), and if they are huge none but ours, and small."""
     kept = {name: _plain(value) for name, value in (headers or {}).items()
             if isinstance(name, str) and not name.startswith(BROKERS_OWN) and name not in ("CC", "BCC")}
     if _size(kept) > FOREIGN_BYTES:
@@ -96,7 +96,8 @@ def _size(value: object) -> int:
 
 
 def _plain(value: object, depth: int = 0) -> object:
-    if isinstance(value, float) or depth > 8:
+    too_large = isinstance(value, int) and not -2**63 <= value < 2**63  # pika reads a double of 1e19 as that
+    if isinstance(value, float) or too_large or depth > 8:
         return str(value)[:100]
     if isinstance(value, list):
         return [_plain(item, depth + 1) for item in value]

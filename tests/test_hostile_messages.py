@@ -121,6 +121,7 @@ HEADERS = {
     "death of garbage": {"x-death": [1, "x"]},
     "deaths of garbage": {"x-death": [{"queue": [1], "reason": {}, "time": "x", "count": -1}]},
     "cycle": {"x-death": [{"queue": "email_queue", "reason": "expired", "count": 9}] * 3},
+    "double 1e19": {"n": Raw(b"d" + struct.pack(">d", 1e19))},
     "double 1.5": {"n": Raw(b"d" + struct.pack(">d", 1.5))},
     "decimal": {"n": Raw(b"D" + struct.pack(">BI", 255, 2**32 - 1))},
     "year 30000": {"t": Raw(b"T" + struct.pack(">Q", 10**12))},
@@ -216,6 +217,14 @@ def test_each_malformed_body_becomes_a_dead_letter_byte_for_byte_and_the_others_
     assert [body for _, body in letters] == list(MALFORMED.values())
     assert {properties.headers["x-error-type"] for properties, _ in letters} == {"MalformedEvent"}
     assert left_behind(kit) == {}
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
+def test_hostile_headers_and_properties_of_no_event_make_it_a_dead_letter_all_the_same(kit, sender, flags):
+    messages = hostile(lambda: b"no event")
+    sender("email_queue", messages)
+    consume(kit, "email", len(messages), *flags)
+    assert [body for _, body in kit.messages(DEAD_LETTER_QUEUE)] == [b"no event"] * len(messages)
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])

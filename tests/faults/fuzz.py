@@ -159,10 +159,9 @@ def headers(rng: random.Random) -> dict | None:
     made = {rng.choice(NAMES): Raw(field(rng)) for _ in range(rng.randrange(6))}
     if rng.random() < 0.05:
         made["CC"] = ["nobody", DEAD_LETTER_QUEUE + "s"]
-    if rng.random() < 0.01:
-        made["big"] = Raw(b"S" + counted(b"x" * rng.randrange(100_000)))
-    if rng.random() < 0.01:
-        made["deep"] = nested(rng.choice([9, 400, 5000]))
+    if rng.random() < 0.01:  # one of the two: together they may be more than a frame holds
+        large = [Raw(b"S" + counted(b"x" * rng.randrange(100_000))), nested(rng.choice([9, 400, 5000]))]
+        made["large"] = rng.choice(large)
     return made
 
 

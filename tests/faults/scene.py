@@ -96,6 +96,8 @@ class Scene:
             assert publisher.end(DRAIN_S) in (0, -signal.SIGKILL), publisher.text()[-2000:]
         dead = dead or {}
         sent = set().union(*map(confirmed, self.publishers))
+        if not any(publisher.process.returncode for publisher in self.publishers):
+            assert len(sent) == self.attempted, "a publisher forgot some"
         busy_at = time.monotonic()
 
         def drained() -> bool:

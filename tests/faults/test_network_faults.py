@@ -36,11 +36,6 @@ def wait_for_all(scripts: list[Running], words: str, count: int = 1) -> None:
         script.wait_for(words, count, SILENCE_S)
 
 
-def balance(scene: Scene) -> None:
-    drawn = scene.balance()
-    assert len(drawn.confirmed) == drawn.attempted, drawn
-
-
 def test_connections_that_are_reset_again_and_again(scene, proxy):
     publisher, consumers = under_load(scene, proxy, 2500, rate=100)
     for reset in (1, 2, 3):
@@ -51,7 +46,7 @@ def test_connections_that_are_reset_again_and_again(scene, proxy):
         proxy.held = set()
         wait_for_all([publisher, *consumers], LOST, count=reset)
         wait_for_all([publisher, *consumers], BACK, count=reset)
-    balance(scene)
+    scene.balance()
 
 
 def test_connections_cut_in_mid_frame_at_any_byte(scene, proxy):
@@ -63,7 +58,7 @@ def test_connections_cut_in_mid_frame_at_any_byte(scene, proxy):
         publisher.wait_for(LOST, count=cut)
         publisher.wait_for(BACK, count=cut)
     wait_for_all(consumers, LOST, count=10)
-    balance(scene)
+    scene.balance()
 
 
 def test_a_black_hole_longer_than_two_heartbeats_in_which_both_sides_give_up(scene, proxy):
@@ -75,7 +70,7 @@ def test_a_black_hole_longer_than_two_heartbeats_in_which_both_sides_give_up(sce
                timeout=SILENCE_S)
     proxy.held = set()  # what was on its way still arrives, at who no longer waits for it
     wait_for_all([publisher, *consumers], BACK)
-    balance(scene)
+    scene.balance()
 
 
 def test_connections_that_die_without_a_word_are_given_up_for_new_ones(scene, proxy):
@@ -84,7 +79,7 @@ def test_connections_that_die_without_a_word_are_given_up_for_new_ones(scene, pr
     proxy.swallow()
     wait_for_all([publisher, *consumers], LOST)
     wait_for_all([publisher, *consumers], BACK)
-    balance(scene)
+    scene.balance()
 
 
 def test_confirms_that_do_not_arrive_mean_duplicates_that_have_no_second_effect(scene, proxy):
@@ -98,7 +93,7 @@ def test_confirms_that_do_not_arrive_mean_duplicates_that_have_no_second_effect(
     wait_until(lambda: proxy.accepted > before + len(CONSUMERS), "those who copy to give up as well")
     proxy.held = set()
     wait_for_all([publisher], BACK)
-    balance(scene)
+    scene.balance()
     for consumer in consumers:
         repeated = int(re.search(r"repetidos (\d+)", consumer.text())[1])
         assert repeated > unheard > 0
@@ -108,6 +103,6 @@ def test_half_a_second_of_latency_and_single_bytes_make_it_slow_and_nothing_else
     consumers = scene.consume()
     proxy.latency_s = 0.5
     publishers = scene.publish_failing("flaky", 20), scene.publish(100)
-    balance(scene)
+    scene.balance()
     assert not [script for script in (*publishers, *consumers) if LOST in script.text()]
     assert proxy.accepted == CONSUMING_AND_COPYING + len(publishers)
