@@ -319,6 +319,15 @@ def test_every_test_that_a_guarantee_cites_exists():
             assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
 
+def test_the_page_of_reliability_names_every_test_of_the_faults_and_none_that_is_not_there():
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:tests/faults/)?(test_\w+\.py::test_\w+)`", page))
+    assert named == {f"{file.name}::{name}" for file in (ROOT / "tests" / "faults").glob("test_*.py")
+                     for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)}
+    for file, name in re.findall(r"`(tests/test_\w+\.py)::(test_\w+)`", page):
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), name
+
+
 def test_every_guarantee_cites_a_test():
     guarantees = rows(section(README, GUARANTEES))[1:]
     assert len(guarantees) >= 3
