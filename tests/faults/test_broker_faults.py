@@ -62,7 +62,7 @@ def test_a_broker_killed_again_and_again_while_retries_expire(scene):
     for attempt in (2, 3, 4):
         for consumer in scene.consumers:
             consumer.wait_for(f"intento {attempt}", count=20)
-        wait_until(lambda: any(scene.kit.depth(retry_queue(queue, 1)) for queue in CONSUMERS.values()), "waiting retries")
+        wait_until(lambda: any(scene.kit.depth(retry_queue(queue, 1)) for queue in CONSUMERS.values()), "retries")
         with outage(*scene.consumers):
             scene.node.kill()
             scene.node.start()
