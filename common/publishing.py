@@ -40,11 +40,12 @@ class Message:
 
 
 class Pending(NamedTuple):
-    """done(message, outcome) is called once, with CONFIRMED or RETURNED."""
+    """done(message, outcome) is called once, with CONFIRMED or RETURNED. refused_at: for the first time."""
 
     message: Message
     done: Callable[[Message, str], None]
     sent_at: float = 0.0
+    refused_at: float = 0.0
 
 
 class Publisher:
@@ -64,6 +65,7 @@ class Publisher:
         self._returned: Counter = Counter()
         self._later: list[Pending] = []  # refused by the broker, to be sent again after a pause
         self._refusals = 0
+        self._ready_at = 0.0
         ioloop.call_later(1, self._watch)
 
     def send(self, message: Message, done: Callable[[Message, str], None]) -> None:
@@ -91,7 +93,7 @@ class Publisher:
     def _ready(self, channel) -> None:
         if not self.link.carries(channel):
             return
-        self._channel, self._last_tag = channel, 0
+        self._channel, self._last_tag, self._ready_at = channel, 0, time.monotonic()
         self.link.healthy()
         self._pump()
 
@@ -138,6 +140,7 @@ class Publisher:
         return RETURNED
 
     def _send_later(self, pending: Pending) -> None:
+        pending = pending._replace(refused_at=pending.refused_at or time.monotonic())
         self._later.append(pending)
         self._refusals += 1
         self._ioloop.call_later(backoff_s(self._refusals), lambda: self._send_again(pending))
@@ -158,6 +161,9 @@ class Publisher:
         late = oldest and time.monotonic() - oldest.sent_at > CONFIRM_TIMEOUT_S
         if late and not self.link.blocked:  # an alarm is an answer: wait
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
+        elif any(time.monotonic() - max(pending.refused_at, self._ready_at) > CONFIRM_TIMEOUT_S
+                 for pending in self._later):  # perhaps only this channel does (docs/facts.md, broker 24)
+            self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
         if not self.link.closed:
             self._ioloop.call_later(1, self._watch)
 

@@ -6,7 +6,7 @@ import pika
 import pytest
 from pika.adapters.select_connection import IOLoop
 
-from common import config
+from common import config, publishing
 from common.publishing import CONFIRMED, RETURNED, Message, Publisher
 
 Ack, Nack = pika.spec.Basic.Ack, pika.spec.Basic.Nack
@@ -111,3 +111,17 @@ def test_what_the_broker_refuses_is_sent_again_later(publisher):
     assert answers == [] and publisher.open_count() == 1
     publisher._send_again(publisher._later[0])
     assert channel.published == [b"1", b"1"]
+
+
+def test_what_one_channel_refuses_for_long_is_tried_on_a_new_one_though_others_are_taken(publisher, monkeypatch):
+    given_up = []
+    monkeypatch.setattr(publisher.link, "restart", given_up.append)
+    channel = Channel(publisher)
+    send(publisher, 1, 2)
+    channel.answer(Nack, 1)
+    channel.answer(Ack, 2)
+    publisher._watch()
+    assert given_up == []
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", -1)  # the time is up
+    publisher._watch()
+    assert len(given_up) == 1 and "rechaza" in given_up[0]

@@ -1,7 +1,7 @@
 """Three private nodes in one cluster: every quorum queue has a copy on each."""
 
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pika
@@ -34,6 +34,14 @@ class Cluster:
             list(pool.map(Node.start, self.nodes))
         for node in self.nodes:
             node.ctl("await_online_nodes", "3")
+
+    @contextmanager
+    def only_on(self, node: Node):
+        """Meanwhile the other nodes refuse new connections."""
+        for_others = "[rpc:call(Other, rabbit_maintenance, {}_all_client_listeners, []) || Other <- nodes()]."
+        node.ctl("eval", for_others.format("suspend"))
+        yield
+        node.ctl("eval", for_others.format("resume"))
 
     def close(self) -> None:
         for node in self.nodes:
@@ -84,14 +92,3 @@ def lead(scene: Scene, node: Node, *names: str) -> None:
         leaders = {queue["name"]: queue["leader"] for queue in queues(scene)}
         return all(leaders[name] == f"{node.name}@localhost" for name in names)
     wait_until(move, f"{node.name} to lead {names}", lambda: str(queues(scene)))
-
-
-def rebalance(scene: Scene) -> None:
-    """`rabbitmq-queues rebalance quorum`, which the 4.3 of the tests has no command for."""
-    scene.node.ctl("eval", 'rabbit_amqqueue:rebalance(quorum, ".*", ".*").')
-
-
-def connections(scene: Scene) -> Counter:
-    """How many connections of the vhost each node has, by the node's port."""
-    lines = scene.node.ctl("-q", "list_connections", "--no-table-headers", "vhost", "port").splitlines()
-    return Counter(int(port) for vhost, port in map(str.split, lines) if vhost == vhost_of(scene))

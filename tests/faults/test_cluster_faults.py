@@ -7,7 +7,7 @@ import pytest
 
 from common.exchange import CONSUMERS, retry_queue
 from tests.conftest import wait_until
-from tests.faults.cluster import Cluster, connections, lead, look_from, queues, rebalance, scene_on
+from tests.faults.cluster import Cluster, lead, look_from, queues, scene_on
 from tests.faults.scene import DRAIN_S
 from tools.node import create_vhost, delete_vhost
 
@@ -54,42 +54,43 @@ def still(count, seconds: float) -> None:
 
 
 def test_scripts_on_a_leader_that_is_killed_go_on_through_the_other_nodes_while_it_stays_dead(cluster, scene):
-    scripts = [*scene.consume(), scene.publish(5000, "--rate", "250")]
-    publisher = scripts[-1]
-    publisher.wait_for('"confirmed"', count=200)
-    had = connections(scene)
-    victim = max(cluster.nodes, key=lambda node: had[node.port])
+    """On 3.10 a channel that opens before the new leaders are known refuses everything for as long as it lives."""
+    victim, other, _ = cluster.nodes
+    scene.kit.done("setup_queues.py")
     lead(scene, victim, *CONSUMERS.values())
-    look_from(scene, next(node for node in cluster.nodes if node is not victim))
+    with cluster.only_on(victim):
+        scripts = [*scene.consume(), scene.publish(4000, "--rate", "200")]
+        publisher = scripts[-1]
+        publisher.wait_for('"confirmed"', count=100)
+    back = [script.text().count(BACK) for script in scripts]
+    look_from(scene, other)
     victim.kill()
-    wait_until(lambda: any(LOST in script.text() for script in scripts), "a lost connection")
+    for script, count in zip(scripts, back):
+        script.wait_for(BACK, count=count + 1)
     publisher.wait_for('"confirmed"', count=len(publisher.out) + 200)
-    for script in scripts:
-        if LOST in script.text():
-            script.wait_for(BACK)
     scene.balance()
     assert not victim.running
 
 
 def test_the_leader_of_a_main_and_a_retry_queue_is_killed_while_messages_expire(cluster, scene):
-    """On 3.10 some may hang between the two queues until an administrator moves a leader (docs/facts.md, broker 3)."""
+    """On 3.10 some may hang between the two queues until somebody moves the retry queue's leader (docs/facts.md, broker 3)."""
+    first, victim, third = cluster.nodes
     scene.kit, scene.under_fault = (kit.using(delays="5") for kit in (scene.kit, scene.under_fault))
-    scene.under_fault.done("setup_queues.py")
+    scene.kit.done("setup_queues.py")
     waiting = retry_queue("email_queue", 5)
-    lead(scene, cluster.nodes[1], "email_queue", waiting)
+    lead(scene, victim, "email_queue", waiting)
     scene.consume()
-    assert scene.publish_failing("flaky", RETRIED, "--consumer", "email").end() == 0
-    wait_until(lambda: len(scene.done("email")) > 100, "the first retries", lambda: str(queues(scene)), DRAIN_S)
-    cluster.nodes[1].kill()
+    assert scene.publish_failing("flaky", RETRIED, "--consumer", "email").end(DRAIN_S) == 0
+    wait_until(lambda: scene.done("email"), "the first retry", lambda: str(queues(scene)))
+    victim.kill()
     assert len(scene.done("email")) < RETRIED
     still(lambda: len(scene.done("email")), STALL_S)
     if len(scene.done("email")) < RETRIED:
         assert "3.10." in scene.node.ctl("version"), queues(scene)
         [hidden] = [queue for queue in queues(scene) if queue["name"] == waiting]
         assert hidden["messages"] > hidden["messages_ready"] + hidden["messages_unacknowledged"]
-        cluster.start()
-        rebalance(scene)  # the runbook
-        print("stalled, and moved on:", hidden)
+        lead(scene, third if hidden["leader"].startswith(first.name) else first, waiting)  # the runbook
+        print(f"stalled with {hidden['messages']}, and moved on")
     scene.balance()
 
 
