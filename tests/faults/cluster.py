@@ -40,8 +40,10 @@ class Cluster:
         """Meanwhile the other nodes refuse new connections."""
         for_others = "[rpc:call(Other, rabbit_maintenance, {}_all_client_listeners, []) || Other <- nodes()]."
         node.ctl("eval", for_others.format("suspend"))
-        yield
-        node.ctl("eval", for_others.format("resume"))
+        try:
+            yield
+        finally:
+            node.ctl("eval", for_others.format("resume"))
 
     def close(self) -> None:
         for node in self.nodes:
