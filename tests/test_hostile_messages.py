@@ -6,6 +6,7 @@ import email.policy
 import json
 import struct
 import sys
+from contextlib import contextmanager
 
 import pika
 import pytest
@@ -154,9 +155,9 @@ PROPERTIES = {
 }
 
 
-@pytest.fixture
-def sender(kit, monkeypatch):
-    """send(queue, [(body, properties)]): publish, confirmed, also what pika itself cannot encode."""
+@contextmanager
+def raw_values():
+    """pika writes what it cannot encode itself: a Raw goes over the wire as it is."""
     encode_value = pika.data.encode_value
 
     def encode(pieces, value):
@@ -165,13 +166,21 @@ def sender(kit, monkeypatch):
         pieces.append(value)
         return len(value)
 
+    pika.data.encode_value = encode
+    try:
+        yield
+    finally:
+        pika.data.encode_value = encode_value
+
+
+@pytest.fixture
+def sender(kit):
+    """send(queue, [(body, properties)]): publish, confirmed, also what pika itself cannot encode."""
     def send(queue: str, messages: list) -> None:
-        monkeypatch.setattr(pika.data, "encode_value", encode)
-        with kit.channel() as channel:
+        with raw_values(), kit.channel() as channel:
             channel.confirm_delivery()
             for body, properties in messages:
                 channel.basic_publish("", queue, body, properties, mandatory=True)
-        monkeypatch.undo()
 
     kit.done("setup_queues.py")
     with kit.channel() as channel:
@@ -249,9 +258,10 @@ def test_hostile_letters_are_shown_counted_exported_and_replayed_to_their_own_qu
     bodies = sorted(body for body, _ in known + strangers)
     script = "dead_letter_consumer.py"
 
-    shown = kit.done(script, "--idle-timeout", "3")
+    all_of_them = ("--limit", str(len(bodies)), "--idle-timeout", "20")
+    shown = kit.done(script, *all_of_them)
     assert len([line for line in shown.stdout.splitlines() if line.startswith("carta ")]) == len(bodies)
-    as_json = [json.loads(line) for line in kit.done(script, "--idle-timeout", "3", "--json").stdout.splitlines()]
+    as_json = [json.loads(line) for line in kit.done(script, *all_of_them, "--json").stdout.splitlines()]
     assert sorted(map(body_of, as_json)) == bodies
     summary = kit.done(script, "--summary")
     assert f"total: {len(bodies)}" in summary.stdout

@@ -5,7 +5,6 @@ import random
 import struct
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import pika
 
@@ -22,24 +21,6 @@ NAMES = [*DECIDING, *TOLD, *(f"{name}queue" for name in BROKERS_OWN), "x-death",
 PARTS = ["attempt", "failed_at", "to", "consumer", "mode", "number", "queue", "reason", "count", "time"]
 NUMBERS = [b"NaN", b"-Infinity", b"9" * 5000, b"1e99999", b"-0", b"01", b"0x1", b"1.", b"+1", b"1e", b"--1"]
 FIELDS = ["specversion", "id", "source", "type", "time", "data", "user_id", "nombre", "email", "more"]
-
-
-@contextmanager
-def raw_values():
-    """pika writes what it cannot encode itself: a Raw goes over the wire as it is."""
-    encode_value = pika.data.encode_value
-
-    def encode(pieces, value):
-        if not isinstance(value, Raw):
-            return encode_value(pieces, value)
-        pieces.append(value)
-        return len(value)
-
-    pika.data.encode_value = encode
-    try:
-        yield
-    finally:
-        pika.data.encode_value = encode_value
 
 
 # ---------------------------------------------------------------- bodies

@@ -17,7 +17,7 @@ from common.simulation import CRASH_CODE
 from tests.conftest import Running, wait_until
 from tests.faults import account, fuzz
 from tests.faults.scene import DRAIN_S, SCRIPTS, confirmed
-from tests.test_hostile_messages import MALFORMED, assert_tame, event_body, hostile
+from tests.test_hostile_messages import MALFORMED, assert_tame, event_body, hostile, raw_values
 
 DEADLY = Path(__file__).with_name("deadly.py")
 RETRIES = [("retry", 1), ("retry", 2), ("retry", 3)]
@@ -101,7 +101,7 @@ def test_poison_of_every_kind_among_good_events_ends_in_the_dead_letters_byte_fo
 
 def send(kit, messages: list) -> None:
     """Publish to all, confirmed, also what pika itself cannot encode."""
-    with fuzz.raw_values(), kit.channel() as channel:
+    with raw_values(), kit.channel() as channel:
         channel.confirm_delivery()
         for body, properties in messages:
             channel.basic_publish(EXCHANGE, "", body, properties, mandatory=True)
@@ -222,7 +222,7 @@ def test_100_000_hostile_messages_are_as_many_dead_letters_byte_for_byte_and_no_
     rng, queues = random.Random(seed), list(CONSUMERS.values())
     scene.consumers = [scene.kit.start_consumer(name, *flags) for name, flags in zip(CONSUMERS, [(), ("--json",), ()])]
     sent, found, answers = Counter(), Counter(), Counter()
-    with fuzz.raw_values(), ConfirmedConnection(scene.kit.settings) as connection:
+    with raw_values(), ConfirmedConnection(scene.kit.settings) as connection:
         for _ in range(HOSTILE):
             queue, body = rng.choice(queues), fuzz.body(rng)
             connection.publish("", queue, body, fuzz.properties(rng))
