@@ -4,6 +4,7 @@ One node serves all faults of a run: they kill it, freeze it, start it again, on
 """
 
 import logging
+import os
 import uuid
 
 import pytest
@@ -14,6 +15,7 @@ from tests.faults.scene import Scene
 from tools.node import Node, create_vhost, delete_vhost
 
 
+collect_ignore_glob = ["test_*"] if os.name == "nt" else []  # Windows can freeze no process
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # a failing test shows its own story
 
 
