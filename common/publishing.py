@@ -157,12 +157,14 @@ class Publisher:
         self._returned.clear()
 
     def _watch(self) -> None:
+        now = time.monotonic()
         oldest = next(iter(self._unconfirmed.values()), None)
-        late = oldest and time.monotonic() - oldest.sent_at > CONFIRM_TIMEOUT_S
-        if late and not self.link.blocked:  # an alarm is an answer: wait
+        refused_since = min((max(pending.refused_at, self._ready_at) for pending in self._later), default=now)
+        if self.link.blocked:
+            pass  # an alarm is an answer: wait
+        elif oldest and now - oldest.sent_at > CONFIRM_TIMEOUT_S:
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
-        elif any(time.monotonic() - max(pending.refused_at, self._ready_at) > CONFIRM_TIMEOUT_S
-                 for pending in self._later):  # perhaps only this channel does (docs/facts.md, broker 24)
+        elif now - refused_since > CONFIRM_TIMEOUT_S:  # perhaps only this channel does (docs/facts.md, broker 24)
             self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
         if not self.link.closed:
             self._ioloop.call_later(1, self._watch)

@@ -122,6 +122,6 @@ def test_what_one_channel_refuses_for_long_is_tried_on_a_new_one_though_others_a
     channel.answer(Ack, 2)
     publisher._watch()
     assert given_up == []
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", -1)  # the time is up
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)  # the time is up
     publisher._watch()
     assert len(given_up) == 1 and "rechaza" in given_up[0]

@@ -1,4 +1,4 @@
-"""Runs a consumer's script that kills itself at a point that matters: python failpoints.py POINT SCRIPT.
+"""Runs a script that kills itself at a point that matters: python failpoints.py POINT SCRIPT.
 
 The kit's own code has no such points; they are put in from outside, here.
 """
@@ -16,9 +16,10 @@ sys.path[0] = str(ROOT)  # as for a script that lies there
 
 from common.deliveries import Deliveries  # noqa: E402
 from common.ledger import Ledger  # noqa: E402
-from common.publishing import CONFIRMED  # noqa: E402
+from common.publishing import CONFIRMED, Publisher  # noqa: E402
 
 LAST_EFFECT = 20  # in the midst of a batch
+LAST_SENT = 1590  # of a batch that ends at 1600; behind the first 1000, which are sent once there is a channel
 SENT_S = 0.3
 
 
@@ -55,7 +56,14 @@ def after_copy() -> None:
     Deliveries._copied = die_if_confirmed
 
 
-POINTS = {point.__name__: point for point in (before_effect, before_commit, after_commit, after_copy)}
+def in_mid_batch() -> None:
+    """A publisher has sent a part of its batch."""
+    send, sent = Publisher.send, count(1)
+    Publisher.send = lambda self, *message: die() if next(sent) > LAST_SENT else send(self, *message)
+
+
+POINTS = {point.__name__: point for point in (before_effect, before_commit, after_commit, after_copy,
+                                            in_mid_batch)}
 
 if __name__ == "__main__":
     point, *sys.argv = sys.argv[1:]

@@ -71,9 +71,9 @@ class Scene:
         self.consumers += started
         return started
 
-    def consume_with_failpoint(self, failpoint: str, name: str) -> Running:
-        """Start a consumer that kills itself at a point (failpoints.py): -SIGKILL is its exit code."""
-        running = Running([sys.executable, str(FAILPOINTS), failpoint, SCRIPTS[name]],
+    def start_with_failpoint(self, failpoint: str, script: str, *arguments: str) -> Running:
+        """Start a script that kills itself at a point (failpoints.py): -SIGKILL is its exit code."""
+        running = Running([sys.executable, str(FAILPOINTS), failpoint, script, *arguments],
                           self.under_fault.environment(), self.kit.state.parent)
         self.kit.started.append(running)
         return running

@@ -42,7 +42,7 @@ def test_consumers_killed_between_a_retry_copy_s_confirm_and_the_ack_retry_twice
 
 def killed_at(scene, point: str) -> None:
     """All three consumers die, by their own hand, at the point."""
-    for consumer in [scene.consume_with_failpoint(point, name) for name in CONSUMERS]:
+    for consumer in [scene.start_with_failpoint(point, SCRIPTS[name]) for name in CONSUMERS]:
         assert consumer.end() == -signal.SIGKILL, consumer.text()[-2000:]
 
 

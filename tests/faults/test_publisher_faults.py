@@ -2,8 +2,9 @@
 
 import signal
 
+from common.exchange import CONSUMERS
 from common.outbox import Outbox
-from tests.faults.scene import confirmed
+from tests.faults.scene import USER, confirmed
 
 
 def left_by(scene) -> set[str]:
@@ -34,3 +35,15 @@ def test_a_publisher_killed_in_the_middle_of_a_batch(scene, proxy):
     drawn = scene.balance()
     assert drawn.confirmed == written
     assert all(done == written for done in drawn.effects.values())
+
+
+def test_a_publisher_killed_between_two_events_of_a_batch_had_written_down_whatever_it_sent(scene):
+    scene.kit.done("setup_queues.py")
+    publisher = scene.start_with_failpoint("in_mid_batch", "events_publisher_levels.py", "--level", "3", *USER,
+                                           "--count", "3000", "--json")
+    assert publisher.end() == -signal.SIGKILL
+    written = confirmed(publisher) | left_by(scene)
+    assert len(written) == 1600
+    assert scene.resume().end() == 0
+    for queue in CONSUMERS.values():
+        assert {properties.message_id for properties, _ in scene.kit.messages(queue)} == written
