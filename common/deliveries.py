@@ -55,6 +55,7 @@ class Deliveries(threading.Thread):
         self._consumer_tag = None
         self._generation = 0
         self._unsettled: dict[int, None] = {}  # delivery tags, oldest first
+        self._copies_confirmed: list[Delivery] = []  # to be acked together
         self._stopping = self._stopped = False
 
     # What the handler's side calls.
@@ -153,7 +154,7 @@ class Deliveries(threading.Thread):
 
     def _settle(self, deliveries: list[Delivery]) -> None:
         """Ack those that came on this connection, with one frame where no open tag lies before them."""
-        tags = [d.tag for d in deliveries if d.generation == self._generation and d.tag in self._unsettled]
+        tags = sorted(d.tag for d in deliveries if d.generation == self._generation and d.tag in self._unsettled)
         if not tags or not self._channel:
             return
         for tag in tags:
@@ -166,13 +167,21 @@ class Deliveries(threading.Thread):
 
     def _copied(self, delivery: Delivery, message: Message, outcome: str) -> None:
         if outcome == CONFIRMED:
-            return self._settle([delivery])
+            self._copies_confirmed.append(delivery)
+            if len(self._copies_confirmed) == 1:
+                self._ioloop.call_later(0, self._settle_copied)
+            return
         if delivery.generation != self._generation:  # the original comes again
             return
         self._link.say(f"La cola {message.routing_key} no está: se declara de nuevo.", "warn")
         self._publisher.declare_again()
         self._ioloop.call_later(RETURNED_PAUSE_S, lambda: self._publisher.send(
             message, lambda *answer: self._copied(delivery, *answer)))
+
+    def _settle_copied(self) -> None:
+        """One ack for all that one confirm answered: a quorum queue forgets a flood of acks when the channel closes."""
+        copied, self._copies_confirmed = self._copies_confirmed, []
+        self._settle(copied)
 
     def _lost(self) -> None:
         self._channel = self._consumer_tag = None
@@ -195,7 +204,7 @@ class Deliveries(threading.Thread):
         self._consumer_tag = None
 
     def _finish(self, deadline: float) -> None:
-        waiting = self._publisher.open_count() or self._channel and self._consumer_tag
+        waiting = self._publisher.open_count() or self._copies_confirmed or self._channel and self._consumer_tag
         if waiting and time.monotonic() < deadline:
             self._ioloop.call_later(0.02, lambda: self._finish(deadline))
             return
