@@ -99,8 +99,9 @@ def main(argv=None) -> int:
                          " habría enviado de nuevo.")
         return EXIT_PARTLY
     finally:
-        if outbox and outbox.count():
-            console.complain(f"Sin confirmar quedan {outbox.count()}, guardados en {outbox.path}: envíalos con python"
+        left = outbox.count() if outbox else 0
+        if left:
+            console.complain(f"Sin confirmar quedan {left}, guardados en {outbox.path}: envíalos con python"
                              " events_publisher_levels.py --resume.")
 
 

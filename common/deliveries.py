@@ -118,7 +118,7 @@ class Deliveries(threading.Thread):
 
     def _own_queue(self, frame) -> None:
         self.queue = frame.method.queue
-        self._channel.queue_bind(queue=self.queue, exchange=exchange.EXCHANGE, routing_key="")
+        exchange.bind(self._channel, self.queue)
         for delay in self._settings.retry_delays:
             self._channel.queue_declare(queue="", exclusive=True,
                                         arguments=exchange.retry_arguments(self.queue, delay),
@@ -149,7 +149,7 @@ class Deliveries(threading.Thread):
 
     def _bind_again(self, channel) -> None:
         if self._link.carries(channel) and not self._stopping:
-            channel.queue_bind(queue=self.queue, exchange=exchange.EXCHANGE, routing_key="")
+            exchange.bind(channel, self.queue)
             self._ioloop.call_later(BIND_AGAIN_S, lambda: self._bind_again(channel))
 
     def _settle(self, deliveries: list[Delivery]) -> None:

@@ -85,7 +85,11 @@ def declare_exchange(channel) -> None:
 def declare_queue(channel, queue: Queue) -> None:
     channel.queue_declare(queue=queue.name, durable=True, arguments=queue.arguments)
     if queue.bound:
-        channel.queue_bind(queue=queue.name, exchange=EXCHANGE, routing_key="")
+        bind(channel, queue.name)
+
+
+def bind(channel, queue: str) -> None:
+    channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key="")
 
 
 def explain_refusal(text: str) -> ConfigError:

@@ -5,11 +5,10 @@ disk and the other is not. Source: https://www.sqlite.org/lang_transaction.html
 """
 
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from common.state import StateFile
+from common.state import StateFile, key_of
 
 COMFORT = "No se pierde nada: el broker guarda los eventos."
 _SCHEMA = """
@@ -30,7 +29,7 @@ class Ledger(StateFile):
 
     def once(self, event_id: str, effect: Callable[[], str]) -> str | None:
         """Run effect() and note the event as done, both or neither. None if it was done before."""
-        key = _key(event_id)
+        key = key_of(event_id)
         with self.disk_problems():
             self.begin()
             self.db.execute("SAVEPOINT event")
@@ -52,15 +51,11 @@ class Ledger(StateFile):
             self.begin()
             row = self.db.execute(
                 "INSERT INTO started VALUES (?, 1) ON CONFLICT DO UPDATE SET starts = starts + 1"
-                " RETURNING starts", (_key(event_id),)).fetchone()
+                " RETURNING starts", (key_of(event_id),)).fetchone()
         self.commit()
         return row[0]
 
     def forget_starts(self, event_id: str) -> None:
         with self.disk_problems():
             self.begin()
-            self.db.execute("DELETE FROM started WHERE event_id = ?", (_key(event_id),))
-
-
-def _key(event_id: str) -> bytes:
-    return uuid.UUID(event_id).bytes
+            self.db.execute("DELETE FROM started WHERE event_id = ?", (key_of(event_id),))

@@ -5,12 +5,11 @@ confirmed. What a dead publisher left is sent by --resume, under the same ids.
 Source: https://microservices.io/patterns/data/transactional-outbox.html
 """
 
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.events import Event, decode
-from common.state import StateFile
+from common.state import StateFile, key_of
 
 COMFORT = "Ningún evento se envía sin estar antes ahí."
 PAGE = 500
@@ -27,9 +26,9 @@ class Outbox(StateFile):
         """Write down events, as (id, body), and cross out the ids that were confirmed: one transaction."""
         with self.disk_problems():
             self.begin()
-            self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?", ((_key(one),) for one in confirmed))
+            self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?", ((key_of(one),) for one in confirmed))
             self.db.executemany("INSERT OR IGNORE INTO unconfirmed VALUES (?, ?)",
-                                ((_key(event_id), body) for event_id, body in events))
+                                ((key_of(event_id), body) for event_id, body in events))
         self.commit()
 
     def count(self) -> int:
@@ -46,7 +45,3 @@ class Outbox(StateFile):
     def _ask(self, sql: str, *values) -> list[tuple]:
         with self.disk_problems():
             return self.db.execute(sql, values).fetchall()
-
-
-def _key(event_id: str) -> bytes:
-    return uuid.UUID(event_id).bytes

@@ -4,6 +4,7 @@ Source: https://www.sqlite.org/pragma.html#pragma_synchronous
 """
 
 import sqlite3
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,3 +74,8 @@ def unwritable(path: Path, error: OSError, comfort: str) -> StateError:
     """The words for a file or folder that cannot be written."""
     return StateError(f"No se puede escribir en {path} ({console.reason(error)}): revisa STATE_DIR, sus"
                       f" permisos y el espacio libre, y arranca de nuevo. {comfort}")
+
+
+def key_of(event_id: str) -> bytes:
+    """An event's id as it is kept: 16 bytes, however its UUID was written."""
+    return uuid.UUID(event_id).bytes

@@ -9,7 +9,7 @@ from common.exchange import CONSUMERS, retry_queue
 from tests.conftest import wait_until
 from tests.faults.cluster import Cluster, lead, look_from, queues, scene_on
 from tests.faults.scene import DRAIN_S
-from tools.node import create_vhost, delete_vhost
+from tools.node import Node, create_vhost, delete_vhost
 
 LOST, BACK = "Sin conexión con el broker", "Conectado de nuevo"
 SILENCE_S = 12  # more than the publisher's timer of 10 s
@@ -99,14 +99,19 @@ def test_the_leader_of_a_main_and_a_retry_queue_is_killed_while_messages_expire(
     scene.balance()
 
 
-def test_publishing_stops_when_two_of_three_nodes_are_dead_and_goes_on_when_they_are_back(cluster, scene):
+def publishing_stops(scene, cluster, harm) -> None:
+    """Publish and consume; once two of three nodes are harmed, nothing more is confirmed."""
     scene.consume()
     publisher = scene.publish(4000, "--rate", "200", "--timeout", "300")
     publisher.wait_for('"confirmed"', count=200)
     for node in cluster.nodes[1:]:
-        node.kill()
+        harm(node)
     still(lambda: len(publisher.out), SILENCE_S)
     assert publisher.process.poll() is None and len(publisher.out) < 4000
+
+
+def test_publishing_stops_when_two_of_three_nodes_are_dead_and_goes_on_when_they_are_back(cluster, scene):
+    publishing_stops(scene, cluster, Node.kill)
     cluster.start()
     scene.balance()
 
@@ -115,13 +120,7 @@ def test_publishing_stops_while_two_of_three_nodes_are_frozen_and_goes_on_when_t
     scene.under_fault = scene.kit  # the one node that lives, and leads
     set_up(scene)
     lead(scene, scene.node, *[queue["name"] for queue in queues(scene)])
-    scene.consume()
-    publisher = scene.publish(4000, "--rate", "200", "--timeout", "300")
-    publisher.wait_for('"confirmed"', count=200)
-    for node in cluster.nodes[1:]:
-        node.freeze()
-    still(lambda: len(publisher.out), SILENCE_S)
-    assert publisher.process.poll() is None and len(publisher.out) < 4000
+    publishing_stops(scene, cluster, Node.freeze)
     for node in cluster.nodes[1:]:
         node.thaw()
     scene.balance()
