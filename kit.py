@@ -2,6 +2,7 @@
 
     python3 kit.py demo --yes       both demos of the class, with the real scripts
     python3 kit.py test --yes       the tests, on private brokers; --faults: all that may go wrong, too
+    python3 kit.py bench --yes      how fast it is, beside other libraries
     python3 kit.py broker up        a broker for the terminals of the class
 
 Standard library only, and even an old Python 3 can read this file: it has to say that it is old.
@@ -15,8 +16,10 @@ if sys.version_info < (3, 10):
              .format(*sys.version_info[:2]))
 
 import argparse
+from pathlib import Path
 
 from common import cli
+from common.config import ROOT
 from tools import environment
 
 
@@ -30,6 +33,9 @@ def main(argv=None):
     if arguments.command == "test":
         from tools import run_tests
         return run_tests.main(arguments.yes, arguments.faults, arguments.pytest)
+    if arguments.command == "bench":
+        from benchmarks import bench
+        return bench.main(arguments.parts, arguments.rounds, arguments.quick, arguments.out, arguments.yes)
     from tools import service
     return {"up": service.up, "down": service.down, "status": service.status}[arguments.action](arguments.yes)
 
@@ -44,6 +50,7 @@ def parse(argv):
     commands = parser.add_subparsers(dest="command", required=True, metavar="ORDEN")
     for name, words in (("demo", "las dos demos de la clase, comprobadas paso a paso"),
                         ("test", "las pruebas, en brokers privados; detrás de -- van opciones de pytest"),
+                        ("bench", "el kit al lado de otras bibliotecas, medido en un broker privado"),
                         ("broker", "un broker para las terminales de la clase")):
         command = commands.add_parser(name, help=words, description=words.capitalize() + ".",
                                       allow_abbrev=False)
@@ -52,6 +59,14 @@ def parse(argv):
         if name == "test":
             command.add_argument("--faults", action="store_true",
                                  help="también las averías de tests/faults: un cuarto de hora más")
+        if name == "bench":
+            command.add_argument("parts", nargs="*", metavar="PARTE", help="publish, consume, flow, scale, memory, ledger,"
+                                 " retries o start_up; de fábrica todas, una media hora")
+            command.add_argument("--rounds", type=cli.whole(1, 100), default=5, metavar="N",
+                                 help="cuántas veces cada medida; cuenta la mediana (de fábrica, 5)")
+            command.add_argument("--quick", action="store_true", help="pocos eventos, para ver que funciona")
+            command.add_argument("--out", type=Path, default=ROOT / ".state" / "bench", metavar="CARPETA",
+                                 help="dónde se guardan las cifras y el gráfico (de fábrica, .state/bench)")
         if name == "broker":
             command.add_argument("action", choices=("up", "down", "status"), metavar="up|down|status",
                                  help="arrancarlo, pararlo o ver cómo está")

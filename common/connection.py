@@ -193,7 +193,7 @@ class Link:
             return
         self._url = next(self._urls)
         try:
-            self._connection = pika.SelectConnection(
+            self._connection = _Connection(
                 parameters(self._url, self._ca_file), custom_ioloop=self.ioloop, on_open_callback=self._opened,
                 on_open_error_callback=self._lost, on_close_callback=self._lost)
         except (AMQPError, OSError, ValueError) as error:
@@ -277,6 +277,13 @@ class Link:
             console.say(f"{console.clock()} {text}", colour)
         except BrokenPipeError as error:
             self._on_refused(error)
+
+
+class _Connection(pika.SelectConnection):
+    """pika writes a message's frames one by one, three system calls an event; here they go as one."""
+
+    def _output_marshaled_frames(self, marshaled_frames) -> None:
+        super()._output_marshaled_frames([b"".join(marshaled_frames)])
 
 
 def _hang_up(connection) -> None:

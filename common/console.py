@@ -1,6 +1,7 @@
 """What the scripts print: lines, colour, bars. Nothing that an event carries reaches the terminal raw."""
 
 import errno
+import functools
 import json
 import os
 import sys
@@ -31,16 +32,20 @@ def set_up(as_json: bool = False) -> None:
 
 def clean(text: object) -> str:
     """The text without what would move the cursor, hide or reorder it: C0, C1, surrogates, bidi."""
+    text = str(text)
+    if text.isprintable():  # most are, and one look is cheaper than one at each character
+        return text
     return "".join(
-        "\ufffd" if char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char
-        for char in str(text))
+        "\ufffd" if char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
 
 
 def paint(text: str, colour: str, stream=None) -> str:
-    stream = stream or out()
-    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return text
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if _takes_colour(stream or out()) else text
+
+
+@functools.cache
+def _takes_colour(stream) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def out():
@@ -58,9 +63,9 @@ def complain(text: str) -> None:
     _write(sys.stderr, paint(clean(text), "error", sys.stderr))
 
 
-def data(record: dict) -> None:
-    """Print one object as one line on stdout; ASCII, so that no console's encoding can spoil it."""
-    _write(sys.stdout, json.dumps(record))
+def data(*records: dict) -> None:
+    """Print each object as one line on stdout; ASCII, so that no console's encoding can spoil it."""
+    _write(sys.stdout, "\n".join(map(json.dumps, records)))
 
 
 def _write(stream, line: str) -> None:

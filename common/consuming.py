@@ -26,6 +26,7 @@ from common.state import StateError
 
 BATCH_S = 0.1  # a batch is committed and acked at least this often
 SUMMARY_S = 1
+FORGET_S = 3600  # how often the ledger is searched for old rows
 POLL_S = 0.2  # how soon Ctrl-C is heard, on Windows too
 LAST_COPIES_S = 30  # at --limit nobody is waiting: the last copies get their time
 MAX_STARTS = 5  # starts without an end that make an event a dead letter
@@ -50,6 +51,10 @@ class Outcome:
     text: str
     copy: Message | None = None
 
+    @property
+    def attempt(self) -> int:
+        return attempt_of(self.delivery.properties.headers)
+
 
 def consume(consumer: Consumer, settings: Settings, options: Options) -> int:
     """Run until Ctrl-C, SIGTERM, the limit or the idle timeout; the exit code."""
@@ -65,6 +70,7 @@ class _Run:
         self.stop_wanted = self.announced = False
         self.counts: Counter = Counter()
         self.summarized, self.summary_at = 0, time.monotonic()
+        self.forget_at = self.summary_at
 
     def until_stopped(self) -> int:
         stop_on_signals(self)
@@ -97,6 +103,7 @@ class _Run:
                 if left:
                     return left
             self._summarize()
+            self._forget_old()
             idle = time.monotonic() - active_at
             if self.options.idle_timeout_s is not None and idle > self.options.idle_timeout_s:
                 self._stop_idle()
@@ -143,6 +150,8 @@ class _Run:
                 self._note_start(event)
             simulation.obey(delivery.properties.headers, self.consumer.name, len(self.settings.retry_delays) + 1)
             text = self.ledger.once(event.id, lambda: self.consumer.handle(event, self.ledger))
+            if delivery.redelivered:
+                self.ledger.forget_starts(event.id)
         except StateError:  # nothing is acked: the broker keeps it all
             raise
         except Exception as error:
@@ -179,16 +188,23 @@ class _Run:
             if outcome.copy:
                 self.deliveries.forward(outcome.delivery, outcome.copy)
             self.counts[outcome.kind] += 1
-            self._tell(outcome)
+        self._tell(outcomes)
         outcomes.clear()
 
-    def _tell(self, outcome: Outcome) -> None:
-        attempt = attempt_of(outcome.delivery.properties.headers)
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        """A line for each, all of them in one write."""
         if console.json_mode:
-            return console.data({"time": now(), "consumer": self.consumer.name, "event_id": outcome.event_id,
-                                 "attempt": attempt, "outcome": outcome.kind, "detail": outcome.text})
-        text = console.paint(console.clean(outcome.text), COLOURS[outcome.kind])
-        console.say(f"{console.clock()} {text} · evento {console.clean(outcome.event_id)} · intento {attempt}")
+            return console.data(*({"time": now(), "consumer": self.consumer.name, "event_id": outcome.event_id,
+                                   "attempt": outcome.attempt, "outcome": outcome.kind, "detail": outcome.text}
+                                  for outcome in outcomes))
+        console.say("\n".join(
+            f"{console.clock()} {console.paint(console.clean(outcome.text), COLOURS[outcome.kind])}"
+            f" · evento {console.clean(outcome.event_id)} · intento {outcome.attempt}" for outcome in outcomes))
+
+    def _forget_old(self) -> None:
+        """A little at a time, so that neither events nor Ctrl-C wait."""
+        if time.monotonic() >= self.forget_at and not self.ledger.forget_old():
+            self.forget_at = time.monotonic() + FORGET_S
 
     def _summarize(self) -> None:
         """Show the whole at most once a second, and only when it has grown."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from common.state import StateFile, key_of
 
 COMFORT = "No se pierde nada: el broker guarda los eventos."
+KEEP_DAYS = 90  # a copy of an event that comes later than this is done again
+FORGET_AT_ONCE = 1000  # rows; other processes wait so long
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS done (event_id BLOB PRIMARY KEY, done_at INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS started (event_id BLOB PRIMARY KEY, starts INTEGER NOT NULL) WITHOUT ROWID;
@@ -25,6 +27,7 @@ class Ledger(StateFile):
 
     def __init__(self, state_dir: Path, consumer: str, schema: str = ""):
         self.folder = state_dir
+        self._forgot = b""  # how far the present round of forget_old() has come
         super().__init__(state_dir / f"{consumer}.db", _SCHEMA + schema, COMFORT)
 
     def once(self, event_id: str, effect: Callable[[], str]) -> str | None:
@@ -36,7 +39,6 @@ class Ledger(StateFile):
             try:
                 new = self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", (key, int(time.time())))
                 result = effect() if new.rowcount else None
-                self.db.execute("DELETE FROM started WHERE event_id = ?", (key,))
             except BaseException:
                 if self.db.in_transaction:  # a full disk has already rolled back all
                     self.db.execute("ROLLBACK TO event")
@@ -44,6 +46,18 @@ class Ledger(StateFile):
                 raise
             self.db.execute("RELEASE event")
             return result
+
+    def forget_old(self) -> bool:
+        """Drop some rows of events done over KEEP_DAYS ago; whether there may be more."""
+        with self.disk_problems():
+            old = self.db.execute("SELECT event_id FROM done WHERE event_id > ? AND done_at < ? ORDER BY event_id LIMIT ?",
+                                  (self._forgot, int(time.time()) - KEEP_DAYS * 86_400, FORGET_AT_ONCE)).fetchall()
+            if old:
+                self.begin()
+                self.db.executemany("DELETE FROM done WHERE event_id = ?", old)
+        self.commit()
+        self._forgot = old[-1][0] if old else b""
+        return bool(old)
 
     def note_start(self, event_id: str) -> int:
         """Count, on disk, that an event is begun; how often it has been begun without an end."""

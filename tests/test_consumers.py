@@ -6,8 +6,10 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 
 import pika
 import pytest
@@ -204,6 +206,17 @@ def test_several_processes_of_one_consumer_share_the_work_and_do_nothing_twice(k
     assert {one["outcome"] for share in shares for one in share} == {"done"}
     assert kit.report(LOYALTY) == {"accounts": 300, "points": 30_000}
     assert kit.depth("loyalty_queue") == 0
+
+
+def test_a_consumer_forgets_what_it_did_long_ago_while_it_waits(kit):
+    publish(kit, 1)
+    kit.done(SCRIPTS["loyalty"], "--limit", "1")
+    with closing(sqlite3.connect(kit.state / "loyalty.db")) as ledger:
+        ledger.execute("UPDATE done SET done_at = 0")
+        ledger.commit()
+        kit.start_consumer("loyalty")
+        wait_until(lambda: not ledger.execute("SELECT count(*) FROM done").fetchone()[0], "the old row to leave")
+        assert ledger.execute("SELECT count(*) FROM accounts").fetchone()[0] == 1
 
 
 def test_a_consumer_killed_in_the_middle_loses_nothing_and_does_nothing_twice(kit):

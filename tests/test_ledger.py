@@ -2,13 +2,14 @@
 
 import sqlite3
 import threading
+import time
 import uuid
 
 import pytest
 
 from common import state as state_file
-from common.ledger import Ledger
-from common.state import StateError
+from common.ledger import FORGET_AT_ONCE, Ledger
+from common.state import StateError, key_of
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS points (event_id TEXT, points INTEGER);"
 
@@ -120,6 +121,7 @@ def test_starts_are_counted_on_disk_at_once_and_forgotten_at_an_end(state, neigh
     assert [state.note_start(event), neighbour.note_start(event)] == [1, 2]  # nobody called commit()
     assert state.note_start(other) == 1
     state.once(event, give(state, event))
+    state.forget_starts(event)
     state.commit()
     assert neighbour.note_start(event) == 1  # it had an end: the count begins anew
     assert neighbour.note_start(other) == 2
@@ -134,6 +136,20 @@ def test_a_start_survives_the_crash_of_what_followed_it(state, neighbour):
     state.once(event, give(state, event))
     state.db.close()
     assert neighbour.note_start(event) == 2
+
+
+def test_rows_older_than_ninety_days_leave_a_page_at_a_time_and_younger_ones_stay(state, neighbour):
+    days_old = {new_id(): days for days in (0, 89, *[91] * (FORGET_AT_ONCE + 1))}
+    now = int(time.time())
+    for event, days in days_old.items():
+        state.once(event, str)
+        state.db.execute("UPDATE done SET done_at = ? WHERE event_id = ?", (now - days * 86_400, key_of(event)))
+    state.commit()
+    left = []
+    while state.forget_old():
+        left.append(neighbour.db.execute("SELECT count(*) FROM done").fetchone()[0])
+    assert left == [3, 2]
+    assert [neighbour.once(event, str) for event, days in days_old.items() if days < 90] == [None, None]
 
 
 def test_a_mistake_in_the_handlers_own_sql_is_an_ordinary_error(state):

@@ -18,9 +18,6 @@ from tools.install import apt_install, has_apt
 
 VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements.txt"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-# Written last: a .venv without it was interrupted and is made again.
-STAMP = VENV / "kit-stamp"
 PIP_TIMEOUT_S = 600
 
 
@@ -31,29 +28,38 @@ class EnvironmentProblem(KitError):
 def enter(yes: bool) -> None:
     """Return only inside an up-to-date .venv; outside, run this same command in there."""
     inside = Path(sys.prefix).resolve() == VENV.resolve()
-    if not _is_current():
-        if not inside:
-            _make(yes)
-        _install()
+    python = made(VENV, REQUIREMENTS, yes, inside)
     if not inside:
-        _run_again_inside()
+        _run_again_inside(python)
 
 
-def _is_current() -> bool:
-    return PYTHON.exists() and STAMP.exists() and STAMP.read_text(encoding="utf-8") == _stamp()
+def made(venv: Path, requirements: Path, yes: bool, exists: bool = False) -> Path:
+    """The Python of an environment that has what requirements asks for; what is missing is made."""
+    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = venv / "kit-stamp"  # written last: an environment without it was interrupted and is made again
+    wanted = _stamp(requirements)
+    if python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return python
+    if not exists:
+        _make(venv, yes)
+    stamp.unlink(missing_ok=True)
+    _run([str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
+          "-r", str(requirements)], f"pip no pudo instalar {requirements.name} (¿hay conexión a Internet?)")
+    stamp.write_text(wanted, encoding="utf-8")
+    return python
 
 
-def _stamp() -> str:
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+def _stamp(requirements: Path) -> str:
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
     return f"{sys.version_info.major}.{sys.version_info.minor} {digest}"
 
 
-def _make(yes: bool) -> None:
-    console.say("Preparando el entorno de Python (.venv)…")
+def _make(venv: Path, yes: bool) -> None:
+    console.say(f"Preparando el entorno de Python ({venv.relative_to(ROOT)})…")
     if importlib.util.find_spec("ensurepip") is None:  # Debian's python3 without python3-venv
         _add_venv_module(yes)
-    shutil.rmtree(VENV, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(VENV)], "No se pudo crear .venv")
+    shutil.rmtree(venv, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(venv)], f"No se pudo crear {venv.name}")
 
 
 def _add_venv_module(yes: bool) -> None:
@@ -65,22 +71,14 @@ def _add_venv_module(yes: bool) -> None:
     apt_install(package)
 
 
-def _install() -> None:
-    STAMP.unlink(missing_ok=True)
-    _run([str(PYTHON), "-m", "pip", "install", "--quiet", "--no-input",
-          "--disable-pip-version-check", "-r", str(REQUIREMENTS)],
-         "pip no pudo instalar requirements.txt (¿hay conexión a Internet?)")
-    STAMP.write_text(_stamp(), encoding="utf-8")
-
-
 def _run(command: list[str], problem: str) -> None:
     failure = failure_of(command, PIP_TIMEOUT_S)
     if failure is not None:
         raise EnvironmentProblem(f"{problem}:\n{failure}")
 
 
-def _run_again_inside() -> None:
-    command = [str(PYTHON), *sys.argv]
+def _run_again_inside(python: Path) -> None:
+    command = [str(python), *sys.argv]
     sys.stdout.flush()
     if os.name != "nt":
         os.execv(command[0], command)

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, topology
 from tests.conftest import Kit, Running, wait_until
 from tests.faults import account
 from tests.faults.account import Account
@@ -31,6 +31,14 @@ class Scene:
 
     def through(self, port: int) -> None:
         self.under_fault = self.kit.using(url=self.kit.url.replace(f":{self.node.port}/", f":{port}/"))
+
+    def kill_broker(self) -> None:
+        """Once the newest queue's name is on disk, about a second after it was declared: killed before that,
+        a broker gives it no leader again (github.com/rabbitmq/rabbitmq-server/issues/15725)."""
+        newest = f"{self.kit.url.rpartition('/')[2]}_{topology(self.kit.settings)[-1].name}".encode()
+        wait_until(lambda: any(newest in names.read_bytes() for names in self.node.folder.rglob("quorum/*/names.dets")),
+                   "the broker to write down its newest queue")
+        self.node.kill()
 
     def publish(self, count: int, *flags: str) -> Running:
         """Start publishing at level 3; stdout is JSON."""

@@ -3,7 +3,7 @@
 import time
 from contextlib import contextmanager
 
-from common.exchange import CONSUMERS, retry_queue, topology
+from common.exchange import CONSUMERS, retry_queue
 from tests.conftest import Running, wait_until
 from tests.faults.scene import confirmed
 
@@ -26,32 +26,24 @@ def test_a_broker_killed_twice_while_events_are_published(scene):
         publisher = scene.publish(2500, "--rate", "300")
         publisher.wait_for('"confirmed"', count=200)
         with outage(publisher, *scene.consumers):
-            scene.node.kill()
+            scene.kill_broker()
             scene.node.start()
     scene.balance()
 
 
 def test_a_broker_killed_with_full_queues_and_again_while_they_are_worked_off(scene):
     ids = scene.publish_all(3000)
-    wait_until(lambda: knows_its_queues(scene), "the broker to write down its newest queue")
-    scene.node.kill()
+    scene.kill_broker()
     scene.node.start()
     for queue in CONSUMERS.values():
         scene.kit.wait_for_depth(queue, 3000)
     for consumer in scene.consume():
         consumer.wait_for("· evento", count=200)
     with outage(*scene.consumers):
-        scene.node.kill()
+        scene.kill_broker()
         assert any(scene.done(name) < ids for name in CONSUMERS)
         scene.node.start()
     scene.balance()
-
-
-def knows_its_queues(scene) -> bool:
-    """Whether the newest queue has its name on disk, about a second after it was declared: killed before
-    that, a broker gives it no leader again (github.com/rabbitmq/rabbitmq-server/issues/15725)."""
-    newest = f"{scene.kit.url.rpartition('/')[2]}_{topology(scene.kit.settings)[-1].name}"
-    return any(newest.encode() in names.read_bytes() for names in scene.node.folder.rglob("quorum/*/names.dets"))
 
 
 def test_a_broker_killed_again_and_again_while_retries_expire(scene):
@@ -64,7 +56,7 @@ def test_a_broker_killed_again_and_again_while_retries_expire(scene):
             consumer.wait_for(f"intento {attempt}", count=20)
         wait_until(lambda: any(scene.kit.depth(retry_queue(queue, 1)) for queue in CONSUMERS.values()), "retries")
         with outage(*scene.consumers):
-            scene.node.kill()
+            scene.kill_broker()
             scene.node.start()
     scene.balance()
 

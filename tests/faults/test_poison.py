@@ -170,7 +170,7 @@ def test_a_handler_that_fails_one_to_four_times_ends_in_its_effect_or_in_a_lette
     waiting = {retry_queue(queue, 12): 12 for queue in CONSUMERS.values()}
     wait_until(lambda: {name: count for name, count in account.totals(kit).items() if count} == waiting,
                "all that fail to wait", lambda: str(account.totals(kit)))
-    scene.node.kill()
+    scene.kill_broker()
     for consumer in scene.consumers:
         consumer.wait_for("Sin conexión con el broker")
     scene.node.start()
@@ -204,7 +204,7 @@ def test_a_broker_killed_while_retries_come_and_go_doubles_no_effect(scene):
     scene.publish(1000, "--rate", "100")
     for consumer in scene.consumers:
         consumer.wait_for("intento 2")
-    scene.node.kill()
+    scene.kill_broker()
     for consumer in scene.consumers:
         consumer.wait_for("Sin conexión con el broker")
     scene.node.start()
