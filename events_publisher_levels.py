@@ -122,7 +122,7 @@ class Tally:
             console.data({"id": event_id, "level": self.arguments.level, "outcome": outcome})
         elif not self.progress or outcome in ("returned", "unconfirmed") and self.counts[outcome] <= LINES_AT_MOST:
             console.say(f"{console.paint(words, colour)} · evento {event_id}{self.user}")
-        if self.progress and sys.stderr.isatty() and time.monotonic() - self.shown_at > PROGRESS_S:
+        if self.progress and time.monotonic() - self.shown_at > PROGRESS_S and sys.stderr.isatty():
             self.shown_at = time.monotonic()
             print(f"\r{self.counts.total()} de {self.arguments.count} …", end="", file=sys.stderr, flush=True)
 

@@ -24,7 +24,7 @@ from benchmarks import report
 from benchmarks.others import Peer, available, draw
 from common import cli, config, console
 from common.connection import connect
-from common.events import encode, user_created
+from common.events import encode, new_id, user_created
 from common.exchange import CONSUMERS, declare
 from common.ledger import Ledger
 from common.outbox import Outbox
@@ -218,7 +218,7 @@ def ledger(bench: Bench) -> dict:
 def fill_ledger(book: Ledger, count: int) -> float:
     def fill():
         for number in range(1, count + 1):
-            book.once(str(uuid.uuid4()), str)
+            book.once(new_id(), str)
             if number % 200 == 0:
                 book.commit()
         book.commit()

@@ -8,7 +8,7 @@ redelivery, never a loss, and the ledger turns the redelivery into nothing.
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pika
 
@@ -41,8 +41,7 @@ class CrashLoop(PermanentError):
     """An event at which the process died, again and again."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one delivery. text: the line to print; copy: what goes on in its place."""
 
     delivery: Delivery

@@ -6,7 +6,7 @@ pika's objects belong to this thread; the handler's side only queues calls for i
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pika
 from pika.adapters.select_connection import IOLoop
@@ -21,8 +21,7 @@ RETURNED_PAUSE_S = 1
 BIND_AGAIN_S = 5  # a binding that somebody removed is back so soon; the broker tells nobody
 
 
-@dataclass(frozen=True)
-class Delivery:
+class Delivery(NamedTuple):
     """generation: the connection it came on; its tag means something there and nowhere else."""
 
     generation: int
@@ -137,7 +136,8 @@ class Deliveries(threading.Thread):
                 return
             self._unsettled[method.delivery_tag] = None
             self._inbox.append(Delivery(generation, method.delivery_tag, method.redelivered, properties, body))
-            self._arrived.set()
+            if not self._arrived.is_set():
+                self._arrived.set()
 
         self._consumer_tag = channel.basic_consume(
             self.queue, arrived, callback=lambda _: self._consuming(channel))

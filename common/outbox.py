@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from common.events import Event, decode
-from common.state import StateFile, key_of
+from common.state import StateFile
 
 COMFORT = "Ningún evento se envía sin estar antes ahí."
 PAGE = 500
-_SCHEMA = "CREATE TABLE IF NOT EXISTS unconfirmed (event_id BLOB UNIQUE NOT NULL, body BLOB NOT NULL);"
+_SCHEMA = "CREATE TABLE IF NOT EXISTS unconfirmed (event_id TEXT UNIQUE NOT NULL, body BLOB NOT NULL);"
 
 
 class Outbox(StateFile):
@@ -26,9 +26,8 @@ class Outbox(StateFile):
         """Write down events, as (id, body), and cross out the ids that were confirmed: one transaction."""
         with self.disk_problems():
             self.begin()
-            self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?", ((key_of(one),) for one in confirmed))
-            self.db.executemany("INSERT OR IGNORE INTO unconfirmed VALUES (?, ?)",
-                                ((key_of(event_id), body) for event_id, body in events))
+            self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?", ((event_id,) for event_id in confirmed))
+            self.db.executemany("INSERT OR IGNORE INTO unconfirmed VALUES (?, ?)", events)
         self.commit()
 
     def count(self) -> int:

@@ -6,7 +6,6 @@ https://www.rabbitmq.com/docs/confirms#publisher-confirms
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -29,8 +28,7 @@ RETURNED = "returned"
 UNCONFIRMED = "unconfirmed"
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """What is published, and where to."""
 
     exchange: str
@@ -214,14 +212,14 @@ class ConfirmedConnection:
         """On disk first, all of it; returns when fewer than WINDOW messages are under way."""
         batch, self._batch = self._batch, []
         self._write(batch)
+        if self._publisher.open_count() == 0:
+            self._progress_at = time.monotonic()
         for message in batch:
-            if self._publisher.open_count() == 0:
-                self._progress_at = time.monotonic()
-            if not self._gave_up:
-                self._publisher.send(message, self._answered)
-                self._wait(lambda: self._publisher.open_count() < WINDOW)
-            else:
+            if self._gave_up:
                 self._answered(message, UNCONFIRMED)
+            else:
+                self._publisher.send(message, self._answered)
+        self._wait(lambda: self._publisher.open_count() < WINDOW)
 
     def _write(self, batch: list[Message]) -> None:
         if self._outbox and (batch or self._confirmed):

@@ -4,7 +4,6 @@ Source: https://www.sqlite.org/pragma.html#pragma_synchronous
 """
 
 import sqlite3
-import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,4 +77,4 @@ def unwritable(path: Path, error: OSError, comfort: str) -> StateError:
 
 def key_of(event_id: str) -> bytes:
     """An event's id as it is kept: 16 bytes, however its UUID was written."""
-    return uuid.UUID(event_id).bytes
+    return bytes.fromhex(event_id.replace("-", ""))

@@ -100,7 +100,7 @@ def test_what_no_queue_took_is_kept_too(kit):
     running.wait_for('"confirmed"', count=50)
     with kit.channel() as channel:
         for queue in CONSUMERS.values():
-            channel.queue_delete(queue)
+            channel.queue_unbind(queue, "user_events", "")
     assert running.end() == 3
     returned = {answer["id"] for answer in map(json.loads, running.out) if answer["outcome"] == "returned"}
     sent = kit.done(PUBLISHER, "--resume", "--json")
