@@ -60,8 +60,8 @@ def parse(argv):
             command.add_argument("--faults", action="store_true",
                                  help="también las averías de tests/faults: un cuarto de hora más")
         if name == "bench":
-            command.add_argument("parts", nargs="*", metavar="PARTE", help="publish, consume, flow, scale, memory, ledger,"
-                                 " retries o start_up; de fábrica todas, una media hora")
+            command.add_argument("parts", nargs="*", metavar="PARTE", help="publish, apart, consume, flow, scale, memory,"
+                                 " ledger, retries o start_up; de fábrica todas, una media hora")
             command.add_argument("--rounds", type=cli.whole(1, 100), default=5, metavar="N",
                                  help="cuántas veces cada medida; cuenta la mediana (de fábrica, 5)")
             command.add_argument("--quick", action="store_true", help="pocos eventos, para ver que funciona")

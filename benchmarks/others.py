@@ -31,7 +31,7 @@ def available(folder: Path, yes: bool) -> list[Peer]:
     peers = [Peer(name, versions[package], [python, str(HERE / "peers" / f"with_{file}.py")], window)
              for name, package, file, window in (
                  ("pika (blocking)", "pika", "pika", False), ("kombu", "kombu", "kombu", False),
-                 ("py-amqp", "amqp", "py_amqp", False), ("AMQPStorm", "AMQPStorm", "amqpstorm", False),
+                 ("py-amqp", "amqp", "py_amqp", True), ("AMQPStorm", "AMQPStorm", "amqpstorm", False),
                  ("aio-pika", "aio-pika", "aio_pika", True))]
     return peers + _amqplib() + _rabbitmq_c(folder)
 

@@ -229,6 +229,7 @@ class ConfirmedConnection:
     def sleep(self, seconds: float) -> None:
         """Send what is there and let the loop run; at once over when nothing has moved for too long."""
         self._send_batch()
+        self._ioloop.call_later(seconds, lambda: None)  # wakes it in time
         self._run_until(lambda: self._gave_up, seconds)
 
     def answers(self) -> Iterator[tuple[str, str]]:
