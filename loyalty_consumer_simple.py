@@ -15,7 +15,7 @@ from common.ledger import Ledger
 
 WELCOME_POINTS = 100
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS accounts (user_id TEXT PRIMARY KEY, nombre TEXT NOT NULL, points INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS accounts (user_id TEXT PRIMARY KEY, nombre TEXT NOT NULL, points INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 

@@ -38,7 +38,9 @@ def available(folder: Path, yes: bool) -> list[Peer]:
 
 def draw(folder: Path) -> None:
     """performance.svg from the performance.json there."""
-    subprocess.run([str(environment.made(VENV, REQUIREMENTS, True)), str(HERE / "plot.py"), str(folder)], check=True)
+    problem = _problem([str(environment.made(VENV, REQUIREMENTS, True)), str(HERE / "plot.py"), str(folder.absolute())])
+    if problem:
+        console.say(f"Sin gráfico: {problem}", "warn")
 
 
 def _amqplib() -> list[Peer]:

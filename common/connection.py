@@ -293,7 +293,8 @@ class _Connection(pika.SelectConnection):
 
     def _send_frames(self) -> None:
         frames, self._frames = b"".join(self._frames), []
-        super()._output_marshaled_frames([frames])
+        if self._transport:  # else the connection is gone, and they with it
+            super()._output_marshaled_frames([frames])
 
 
 def _hang_up(connection) -> None:

@@ -6,7 +6,7 @@ import pika
 import pytest
 from pika.adapters.select_connection import IOLoop
 
-from common import config, publishing
+from common import config, connection, publishing
 from common.publishing import CONFIRMED, RETURNED, Message, Publisher
 
 Ack, Nack = pika.spec.Basic.Ack, pika.spec.Basic.Nack
@@ -125,3 +125,12 @@ def test_what_one_channel_refuses_for_long_is_tried_on_a_new_one_though_others_a
     monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)  # the time is up
     publisher._watch()
     assert len(given_up) == 1 and "rechaza" in given_up[0]
+
+
+def test_frames_that_wait_when_their_connection_is_lost_go_with_it():
+    ioloop, failures = IOLoop(), []
+    lost = connection._Connection(connection.parameters("amqp://guest:guest@127.0.0.1:1/%2F", None), custom_ioloop=ioloop,
+                                  on_open_error_callback=lambda *_: failures.append(ioloop.stop()))
+    lost._output_marshaled_frames([b"a", b"b"])
+    ioloop.start()  # raises what a timer raises
+    assert failures and not lost._frames

@@ -75,7 +75,7 @@ def option_tables(page: str) -> dict[str, list[list[str]]]:
 
 @cache
 def help_of(script: str) -> str:
-    orders = [[order] for order in ("demo", "test", "broker")] if script == "kit.py" else [[]]
+    orders = [[order] for order in ("demo", "test", "bench", "broker")] if script == "kit.py" else [[]]
     return "".join(subprocess.run([sys.executable, str(ROOT / script), *order, "--help"], capture_output=True,
                                   text=True, encoding="utf-8", check=True).stdout for order in orders)
 
@@ -334,7 +334,7 @@ def test_every_guarantee_cites_a_test():
     assert all("::test_" in row[1] for row in guarantees)
 
 
-@pytest.mark.parametrize("name", [*PAGES, "docs/topologia.md", "docs/reliability.md"])
+@pytest.mark.parametrize("name", [*PAGES, "docs/topologia.md", "docs/reliability.md", "docs/performance.md"])
 def test_links_to_local_files_lead_somewhere(name):
     file = ROOT / name
     local = [target for target in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")) if "://" not in target]
@@ -353,7 +353,7 @@ def test_the_list_of_files_names_every_module_and_nothing_that_is_not_there(page
     assert modules <= named, modules - named
 
 
-@pytest.mark.parametrize("name", [*PAGES, "docs/topologia.md", "docs/reliability.md"])
+@pytest.mark.parametrize("name", [*PAGES, "docs/topologia.md", "docs/reliability.md", "docs/performance.md"])
 def test_nothing_claims_that_a_message_comes_once_and_no_more(name):
     text = " ".join((ROOT / name).read_text(encoding="utf-8").lower().split())
     assert not re.search(r"exactly[- ]once|exactamente[- ]una|just once delivery|se entrega una( sola)? vez", text)
