@@ -138,16 +138,31 @@ def apart(bench: Bench) -> dict:
 
 def published(bench: Bench, peers: list[Peer]) -> dict:
     rates: dict[str, list[float]] = {}
+    costs: dict[str, list[list[float]]] = {}
     for _ in range(bench.rounds):
-        bench.purge()
-        rates.setdefault(report.KIT, []).append(bench.publish_rate())
-        bench.expect(bench.events, report.KIT)
-        for peer in peers:
+        for peer in (None, *peers):
+            name = peer.name if peer else report.KIT
+            count = bench.events if not peer or peer.window else bench.events // 60  # one at a time takes its time
             bench.purge()
-            count = bench.events if peer.window else bench.events // 60  # one at a time takes its time
-            rates.setdefault(peer.name, []).append(count / bench.peer_seconds(peer, "publish", count, bench.body))
-            bench.expect(count, peer.name)
-    return compared(rates)
+            before = cpu_us(bench.node)
+            rate = count / bench.peer_seconds(peer, "publish", count, bench.body) if peer else bench.publish_rate()
+            costs.setdefault(name, []).append([(now - then) / count for now, then in zip(cpu_us(bench.node), before)])
+            rates.setdefault(name, []).append(rate)
+            bench.expect(count, name)
+    found = compared(rates)
+    for name, each in costs.items():
+        found[name] |= {who: round(statistics.median(cost)) for who, cost in zip(("broker_us", "client_us"), zip(*each))}
+    return found
+
+
+def cpu_us(node: Node) -> tuple[float, float]:
+    """CPU time in microseconds, where the system tells: the broker's, and that of the processes that have ended."""
+    stat, broker_us = Path(f"/proc/{node.pid}/stat"), 0.0
+    if stat.exists():
+        ticks = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+        broker_us = sum(map(int, ticks)) * 1e6 / os.sysconf("SC_CLK_TCK")
+    times = os.times()
+    return broker_us, 1e6 * (times.children_user + times.children_system)
 
 
 def consume(bench: Bench) -> dict:
@@ -203,7 +218,7 @@ def scale(bench: Bench) -> dict:
             bench.fill()
             with consuming(bench, *["loyalty"] * processes) as files:
                 times = [at for _, at in effects(files, bench.events)]
-                each.append(bench.events / (max(times) - min(times)))
+                each.append(bench.events / max(max(times) - min(times), 0.001))  # times are whole milliseconds
     return {str(processes): rated(each) for processes, each in rates.items()}
 
 
@@ -346,7 +361,7 @@ def compared(rates: dict[str, list[float]]) -> dict:
 
 
 def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> int:
-    """Measure, print, and write performance.json and performance.svg into `out`; the exit code."""
+    """Measure, print, and write performance.json (parts of today stay there) and performance.svg into `out`; the exit code."""
     unknown = set(parts) - set(PARTS)
     if unknown:
         cli.wrong_usage(f"no se mide {', '.join(sorted(unknown))}; se mide {', '.join(PARTS)}")
@@ -357,16 +372,21 @@ def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> in
         folder = Path(name)
         peers = available(folder, yes) if {"publish", "apart", "consume"} & set(parts) else []
         bench = Bench(node, folder, peers, rounds, QUICK_EVENTS if quick else EVENTS)
-        results = {"when": date.today().isoformat(), "machine": machine(), "rounds": rounds, "events": bench.events,
-                   "versions": versions(node, peers)}
+        figures = out / "performance.json"
+        results = {"when": date.today().isoformat(), "machine": machine(), "rounds": rounds, "events": bench.events}
+        earlier = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
+        if {name: earlier.get(name) for name in results} != results:
+            earlier = {}  # of another day, machine or size: nothing to add to
+        results |= {"versions": earlier.get("versions", {}) | versions(node, peers), **{
+            part: earlier[part] for part in PARTS if part in earlier}}
         for part in parts:
             console.say(f"\n{part}: {PARTS[part].__doc__}", "bold")
             bench.purge()
             results[part] = PARTS[part](bench)
             console.say("\n".join(report.table(results, part)))
         out.mkdir(parents=True, exist_ok=True)
-        (out / "performance.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        if {"publish", "consume"} <= set(parts):
+        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if {"publish", "consume"} <= results.keys():
             draw(out)
     console.say(f"\nResultados en {out}.")
     return cli.EXIT_OK

@@ -30,8 +30,10 @@ def _line(cells: tuple) -> str:
 
 def _compared(found: dict) -> list[tuple]:
     fastest_first = sorted(found.items(), key=lambda item: -item[1]["events_per_s"])
-    return [("", "events/s", "the kit does", "rounds"), *(
-        (name, one["events_per_s"], _share(found, name), ", ".join(map(str, one["rounds"])))
+    costs = [(cost, words) for cost, words in (("broker_us", "broker, µs of CPU an event"), ("client_us", "client, µs"))
+             if cost in found[KIT]]
+    return [("", "events/s", "the kit does", *(words for _, words in costs), "rounds"), *(
+        (name, one["events_per_s"], _share(found, name), *(one[cost] for cost, _ in costs), ", ".join(map(str, one["rounds"])))
         for name, one in fastest_first)]
 
 

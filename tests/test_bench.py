@@ -30,7 +30,7 @@ def test_publishing_and_consuming_are_measured_beside_a_peer_and_all_events_are_
 
 def test_a_peer_that_publishes_less_than_it_says_is_found_out(measured):
     liar = replace(PIKA, name="liar", command=[sys.executable, "-c", "print(0.1)"])
-    with pytest.raises(bench.BenchError, match="Con liar quedan 0 eventos en loyalty_queue, y no 4"):
+    with pytest.raises(bench.BenchError, match="Con liar quedan 0 eventos en loyalty_queue, y no 1"):
         bench.publish(bench.Bench(measured.node, measured.folder, [liar], 1, EVENTS))
 
 
