@@ -8,8 +8,8 @@ def table(results: dict, part: str) -> list[str]:
     found = results.get(part)
     if not found:
         return []
-    rows = {"publish": _compared, "apart": _compared, "consume": _compared, "scale": _scaled, "retries": _late}.get(part, _plain)(found)
-    head, *body = rows
+    rows = {"publish": _compared, "apart": _compared, "consume": _compared, "scale": _scaled, "retries": _late}
+    head, *body = rows.get(part, _plain)(found)
     return [_line(cells) for cells in (head, ("---", *["---:"] * (len(head) - 1)), *body)]
 
 
