@@ -125,15 +125,17 @@ def apart(bench: Bench) -> dict:
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         return {}
     first, second, *_ = all_of_them = sorted(os.sched_getaffinity(0))
-    for thread in Path(f"/proc/{bench.node.pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), {first})
-    os.sched_setaffinity(0, {second})  # what is started from here on has it too
+
+    def place(broker_on, rest_on) -> None:
+        for thread in Path(f"/proc/{bench.node.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), broker_on)
+        os.sched_setaffinity(0, rest_on)  # what is started from here on has it too
+
+    place({first}, {second})
     try:
         return published(bench, [peer for peer in bench.peers if peer.window])
     finally:
-        os.sched_setaffinity(0, all_of_them)
-        for thread in Path(f"/proc/{bench.node.pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), all_of_them)
+        place(all_of_them, all_of_them)
 
 
 def published(bench: Bench, peers: list[Peer]) -> dict:
@@ -227,7 +229,6 @@ def memory(bench: Bench) -> dict:
     if not Path("/proc/self/status").exists():
         return {}
     count = MANY * bench.events
-    bench.purge()
     publisher_mb = peak_mb(bench, *PUBLISHER, count)
     bench.expect(count, report.KIT)
     return {"events": count, "publisher_mb": publisher_mb,
@@ -282,7 +283,6 @@ def retries(bench: Bench) -> dict:
                       "--count", count)
         for event_id, at in effects(files, count * (len(delays) + 1)):
             tries.setdefault(event_id, []).append(at)
-    bench.purge()
     late_ms = {delay: [1000 * (times[number + 1] - times[number] - delay) for times in tries.values()]
                for number, delay in enumerate(delays)}
     return {"waiting": count, **{f"{delay:g}": {"p50_ms": percentile(each, 50), "p99_ms": percentile(each, 99),

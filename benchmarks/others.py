@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common import console
 from tools import environment
+from tools.command import failure_of
 
 HERE = Path(__file__).resolve().parent
 VENV, REQUIREMENTS = HERE / ".venv", HERE / "requirements.txt"
@@ -38,9 +39,10 @@ def available(folder: Path, yes: bool) -> list[Peer]:
 
 def draw(folder: Path) -> None:
     """performance.svg from the performance.json there."""
-    problem = _problem([str(environment.made(VENV, REQUIREMENTS, True)), str(HERE / "plot.py"), str(folder.absolute())])
-    if problem:
-        console.say(f"Sin gráfico: {problem}", "warn")
+    python = environment.made(VENV, REQUIREMENTS, True)
+    problem = failure_of([str(python), str(HERE / "plot.py"), str(folder.absolute())], INSTALL_TIMEOUT_S)
+    if problem is not None:
+        console.say(f"Sin gráfico:\n{problem}", "warn")
 
 
 def _amqplib() -> list[Peer]:
@@ -49,9 +51,10 @@ def _amqplib() -> list[Peer]:
         return _left_out("amqplib", "no hay node con npm")
     modules = HERE / "node_modules"
     if not modules.is_dir():
-        problem = _problem([npm, "install", "--no-package-lock", "--no-audit", "--no-fund"])
-        if problem:
-            return _left_out("amqplib", problem)
+        problem = failure_of([npm, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund"],
+                             INSTALL_TIMEOUT_S)
+        if problem is not None:
+            return _left_out("amqplib", f"npm no lo instala\n{problem}")
     version = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]["amqplib"]
     return [Peer("amqplib (node)", version, ["node", str(HERE / "peers" / "with_amqplib.js")], True)]
 
@@ -61,9 +64,9 @@ def _rabbitmq_c(folder: Path) -> list[Peer]:
     if not compiler:
         return _left_out("rabbitmq-c", "no hay compilador de C")
     source = HERE / "peers" / "with_rabbitmq_c.c"
-    problem = _problem([compiler, "-O2", "-o", str(program), str(source), "-lrabbitmq"])
-    if problem:
-        return _left_out("rabbitmq-c", f"no se compila (en Debian, apt-get install librabbitmq-dev): {problem}")
+    problem = failure_of([compiler, "-O2", "-o", str(program), str(source), "-lrabbitmq"], INSTALL_TIMEOUT_S)
+    if problem is not None:
+        return _left_out("rabbitmq-c", f"no se compila (en Debian, apt-get install librabbitmq-dev)\n{problem}")
     return [Peer("rabbitmq-c", _asked("pkg-config", "--modversion", "librabbitmq"), [str(program)], True)]
 
 
@@ -77,12 +80,3 @@ def _asked(*command: str) -> str:
 def _left_out(name: str, why: str) -> list[Peer]:
     console.say(f"{name} no se mide: {why}", "warn")
     return []
-
-
-def _problem(command: list[str]) -> str:
-    """The last line of a command that failed; empty if it went well."""
-    try:
-        ended = subprocess.run(command, cwd=HERE, capture_output=True, text=True, errors="replace", timeout=INSTALL_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return "" if ended.returncode == 0 else (ended.stderr.strip().splitlines() or [f"salió con {ended.returncode}"])[-1]
