@@ -195,9 +195,10 @@ class ConfirmedConnection:
         self._tick()
         return self
 
-    def __exit__(self, *_) -> None:
-        self._publisher.link.close()
-        self._run_until(lambda: self._publisher.link.gone, CLOSE_TIMEOUT_S)
+    def __exit__(self, kind, *_) -> None:
+        if kind is not KeyboardInterrupt:  # that one may come in the midst of pika's work: no goodbye then
+            self._publisher.link.close()
+            self._run_until(lambda: self._publisher.link.gone, CLOSE_TIMEOUT_S)
         self._ioloop.deactivate_poller()
         self._ioloop.close()
         self._write([])

@@ -158,8 +158,8 @@ def test_events_that_find_no_queue_any_more_end_level_3_in_3(kit):
     running = publisher(kit, 3, 300, "--rate", "100")
     running.wait_for('"confirmed"', count=50)
     with kit.channel() as channel:
-        for queue in CONSUMERS.values():
-            channel.queue_delete(queue)
+        for queue in CONSUMERS.values():  # deleted ones make 3.10 close the publisher's channel at times
+            channel.queue_unbind(queue, "user_events", "")
     assert running.end() == 3
     assert len(ids(running, "returned")) > 100
     assert ids(running, "returned") | ids(running, "confirmed") == {json.loads(line)["id"] for line in running.out}
