@@ -19,17 +19,18 @@ from pathlib import Path
 
 from common import cli, console
 from common.cli import EXIT_BAD_CONFIG, EXIT_CHECK_FAILED, EXIT_OK, EXIT_PARTLY
+from common.events import moment
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
 from common.letters import Letter, declare_dead_letter_queue, look
 from common.retry import replay_headers
 
 
 def main(argv=None) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parsed(argv)
     settings = cli.settings(arguments)
     from common.connection import connect  # imports pika: late, so that --help answers at once
 
-    if not (arguments.summary or arguments.export is not None or arguments.replay or arguments.discard):
+    if arguments.live:
         return watch(settings, arguments)
     with connect(settings) as connection:
         declare_dead_letter_queue(connection, settings)
@@ -47,8 +48,13 @@ def letters(connection, arguments):
 
 def wanted(letter: Letter, arguments) -> bool:
     return (arguments.consumer in (None, letter.consumer)
-            and arguments.id in (None, letter.message_id)
+            and (arguments.id in (None, letter.message_id) or is_end_of(letter.message_id, arguments.id))
             and (arguments.error or "").lower() in f"{letter.error_type}: {letter.error_message}".lower())
+
+
+def is_end_of(message_id: str, shown: str) -> bool:
+    """Whether that is how the screen shows it; a shorter end would choose others, too."""
+    return len(shown) >= console.SHORT_ID and message_id.endswith(shown)
 
 
 def watch(settings, arguments) -> int:
@@ -58,7 +64,7 @@ def watch(settings, arguments) -> int:
     watcher = Watcher(tell, lambda letter: wanted(letter, arguments), arguments.limit, arguments.idle_timeout)
     console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.")
     watcher.until_stopped(settings)
-    console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.", "dim")
+    console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.")
     return EXIT_OK
 
 
@@ -73,14 +79,24 @@ def drawn(letter: Letter, number: int) -> list[str]:
     """The letter for people, with its way as a timeline."""
     clean = console.clean
     lines = [console.paint(f"carta {number} · {letter.consumer} · {clean(letter.type)}", "bold")
-             + f" · evento {clean(letter.message_id) or '-'}"]
+             + f" · evento {console.short(letter.message_id)}"]
     if letter.user:
         lines.append(f"  de quién  {clean(letter.user)}")
     lines.append(f"  por qué   {console.paint(clean(f'{letter.error_type}: {letter.error_message}'), 'error')}")
     lines.append(f"  intentos  {letter.attempts}" + (f", repeticiones {letter.replays}" if letter.replays else ""))
-    for index, stop in enumerate(letter.journey):
-        lines.append(f"  {'camino  ' if index == 0 else '        '}  {clean(stop['failed_at'])[11:23]}"
-                     f"  intento {clean(stop.get('attempt', '?'))} falla → {clean(stop['to'])}")
+    return lines + [f"  {'' if index else 'camino':8}  {line}" for index, line in enumerate(timeline(letter.journey))]
+
+
+def timeline(journey) -> list[str]:
+    """A line for each failed try, and between two of them where the event waited, and how long."""
+    lines = []
+    for stop, following in itertools.zip_longest(journey, journey[1:]):
+        failed_at, to = moment(stop["failed_at"]), console.clean(stop["to"])
+        lines.append(f"{failed_at:%H:%M:%S}  {console.paint('✘', 'error')} intento {stop['attempt']}"
+                     + ("" if following else f" → {to}"))
+        if following:
+            waited_s = (moment(following["failed_at"]) - failed_at).total_seconds()
+            lines.append(f"   │      {waited_s:.1f} s en {to}")
     return lines
 
 
@@ -184,8 +200,8 @@ def discard(connection, arguments) -> int:
 
 
 OUTCOMES = {
-    "replayed": ("devuelta a su cola", "ok"), "would_replay": ("se devolvería a su cola", "dim"),
-    "discarded": ("borrada", "warn"), "would_discard": ("se borraría", "dim"),
+    "replayed": ("devuelta a su cola", "ok"), "would_replay": ("se devolvería a su cola", None),
+    "discarded": ("borrada", "warn"), "would_discard": ("se borraría", None),
     "unknown_queue": ("sigue aquí: no se sabe de qué cola vino", "error"),
     "refused": ("sigue aquí: su cola no está (python setup_queues.py la crea)", "error"),
 }
@@ -195,12 +211,26 @@ def tell_outcome(letter: Letter, outcome: str) -> None:
     if console.json_mode:
         return console.data({"id": letter.message_id, "consumer": letter.consumer, "outcome": outcome})
     words, colour = OUTCOMES[outcome]
-    console.say(f"{console.paint(words, colour)} · {letter.consumer} · evento {console.clean(letter.message_id)}")
+    console.say(f"{console.paint(words, colour)} · {letter.consumer} · evento {console.short(letter.message_id)}")
 
 
 def closing(counts: Counter) -> int:
     console.say(f"cartas: {counts.total()}" + "".join(f" · {OUTCOMES[outcome][0]}: {count}" for outcome, count in counts.items()))
     return EXIT_PARTLY if counts["unknown_queue"] or counts["refused"] else EXIT_OK
+
+
+def parsed(argv):
+    """The arguments; none that the wanted action would ignore."""
+    arguments = parser().parse_args(argv)
+    arguments.live = not (arguments.summary or arguments.export is not None or arguments.replay or arguments.discard)
+    for flag, given, fits in (("--rate va con --replay", arguments.rate, arguments.replay),
+                              ("--yes va con --discard", arguments.yes, arguments.discard),
+                              ("--dry-run va con --replay o --discard", arguments.dry_run,
+                               arguments.replay or arguments.discard),
+                              ("--idle-timeout es de la vista en vivo", arguments.idle_timeout, arguments.live)):
+        if given and not fits:
+            cli.wrong_usage(flag)
+    return arguments
 
 
 def parser():
@@ -214,7 +244,7 @@ def parser():
     wanted.add_argument("--idle-timeout", type=cli.seconds(0.1, 86_400), metavar="S",
                         help="en vivo: termina tras S segundos sin cartas nuevas")
     wanted.add_argument("--consumer", choices=tuple(CONSUMERS), help="solo las de este consumidor")
-    wanted.add_argument("--id", metavar="ID", help="solo las de este evento")
+    wanted.add_argument("--id", metavar="ID", help="solo las de este evento; vale el final del id, como sale en pantalla")
     wanted.add_argument("--error", metavar="TEXTO", help="solo aquellas cuyo error contiene este texto")
     wanted.add_argument("--rate", type=cli.seconds(0.01, 1e6), metavar="R", help="--replay: cartas por segundo, como mucho")
     wanted.add_argument("--dry-run", action="store_true", help="dice qué harían --replay o --discard, sin hacerlo")

@@ -101,7 +101,7 @@ def main(argv=None) -> int:
     finally:
         left = outbox.count() if outbox else 0
         if left:
-            console.complain(f"Sin confirmar quedan {left}, guardados en {outbox.path}: envíalos con python"
+            console.complain(f"Eventos sin confirmar: {left}. Están en {outbox.path} y se envían con python"
                              " events_publisher_levels.py --resume.")
 
 
@@ -121,7 +121,7 @@ class Tally:
         if console.json_mode:
             console.data({"id": event_id, "level": self.arguments.level, "outcome": outcome})
         elif not self.progress or outcome in ("returned", "unconfirmed") and self.counts[outcome] <= LINES_AT_MOST:
-            console.say(f"{console.paint(words, colour)} · evento {event_id}{self.user}")
+            console.say(f"{console.paint(words, colour)} · evento {console.short(event_id)}{self.user}")
         if self.progress and time.monotonic() - self.shown_at > PROGRESS_S and sys.stderr.isatty():
             self.shown_at = time.monotonic()
             print(f"\r{self.counts.total()} de {self.arguments.count} …", end="", file=sys.stderr, flush=True)

@@ -17,6 +17,8 @@ from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, declare, top
 
 def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
+    if (arguments.yes or arguments.force) and not arguments.reset:
+        cli.wrong_usage("--yes y --force van con --reset")
     settings = cli.settings(arguments)
     if arguments.show == "mermaid":
         console.say(mermaid(settings))
@@ -41,7 +43,10 @@ def check(connection, settings) -> int:
 
     found = differences(connection, settings)
     for difference in found:
-        console.say(f"✘ {difference}", "error")
+        if console.json_mode:
+            console.data({"difference": difference})
+        else:
+            console.say(f"✘ {difference}", "error")
     if found:
         console.complain("Lo que falta lo crea python setup_queues.py; lo definido de otra manera,"
                          " python setup_queues.py --reset.")

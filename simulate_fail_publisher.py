@@ -24,6 +24,7 @@ from common.simulation import HEADER
 
 MODES = ("transient", "flaky", "permanent", "malformed", "crash", "slow", "duplicate", "unroutable")
 MALFORMED = '{"nombre": "Juan", esto no es JSON'.encode()
+TIMES, SECONDS = 1, 5  # unless said otherwise
 NO_QUEUE = "cola_que_no_existe"
 WORDS = {"confirmed": "confirmado por el broker", "returned": "devuelto: ninguna cola lo recibe",
          "unconfirmed": "sin respuesta: no se sabe si llegó"}
@@ -31,6 +32,8 @@ WORDS = {"confirmed": "confirmado por el broker", "returned": "devuelto: ninguna
 
 def main(argv=None) -> int:
     arguments = parser().parse_args(argv)
+    if arguments.times != TIMES and arguments.mode != "flaky" or arguments.seconds != SECONDS and arguments.mode != "slow":
+        cli.wrong_usage("--times va con --mode flaky, y --seconds con --mode slow")
     settings = cli.settings(arguments)
     from common.publishing import ConfirmedConnection  # imports pika: late, so that --help answers at once
 
@@ -81,7 +84,7 @@ def wish(arguments) -> dict:
 def tell(event_id: str, outcome: str, mode: str, colour: str) -> None:
     if console.json_mode:
         return console.data({"id": event_id, "mode": mode, "outcome": outcome})
-    console.say(f"{console.paint(WORDS[outcome], colour)} · {mode} · evento {event_id}")
+    console.say(f"{console.paint(WORDS[outcome], colour)} · {mode} · evento {console.short(event_id)}")
 
 
 def parser():
@@ -89,8 +92,8 @@ def parser():
     wanted.add_argument("--count", type=cli.whole(1, 10**6), default=1, metavar="N", help="cuántos eventos (de fábrica, 1)")
     wanted.add_argument("--consumer", choices=(*CONSUMERS, "all"), default="all", help="quién falla (de fábrica, all)")
     wanted.add_argument("--mode", choices=MODES, default="transient", help="cómo falla (de fábrica, transient)")
-    wanted.add_argument("--times", type=cli.whole(1, 1000), default=1, metavar="K", help="flaky: cuántas veces falla")
-    wanted.add_argument("--seconds", type=cli.seconds(0, 3600), default=5, metavar="S", help="slow: cuánto tarda")
+    wanted.add_argument("--times", type=cli.whole(1, 1000), default=TIMES, metavar="K", help="flaky: cuántas veces falla")
+    wanted.add_argument("--seconds", type=cli.seconds(0, 3600), default=SECONDS, metavar="S", help="slow: cuánto tarda")
     wanted.add_argument("--timeout", type=cli.seconds(1, 86_400), default=60, metavar="S",
                         help="se rinde tras S segundos sin ninguna respuesta (de fábrica, 60)")
     return wanted

@@ -9,12 +9,13 @@ import threading
 import time
 import unicodedata
 
-_COLOURS = {"ok": "32", "warn": "33", "error": "31", "dim": "2", "bold": "1"}
+_COLOURS = {"ok": "32", "warn": "33", "error": "31", "bold": "1"}
 _BIDI = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _REASONS = {"EACCES": "sin permiso", "EPERM": "sin permiso", "ENOSPC": "no queda espacio", "EDQUOT": "no queda espacio",
             "EROFS": "es de solo lectura", "ENOENT": "no existe", "ENOTDIR": "hay un archivo donde iría una carpeta",
             "EEXIST": "hay un archivo donde iría una carpeta", "EISDIR": "es una carpeta",
             "ENAMETOOLONG": "el nombre es demasiado largo"}
+SHORT_ID = 8  # characters
 _lock = threading.Lock()
 json_mode = False
 
@@ -39,8 +40,8 @@ def clean(text: object) -> str:
         "\ufffd" if char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
 
 
-def paint(text: str, colour: str, stream=None) -> str:
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if _takes_colour(stream or out()) else text
+def paint(text: str, colour: str | None, stream=None) -> str:
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if colour and _takes_colour(stream or out()) else text
 
 
 @functools.cache
@@ -55,7 +56,7 @@ def out():
 
 def say(text: str, colour: str | None = None) -> None:
     """Print one line for people."""
-    _write(out(), paint(text, colour) if colour else text)
+    _write(out(), paint(text, colour))
 
 
 def complain(text: str) -> None:
@@ -81,6 +82,11 @@ def reason(error: OSError) -> str:
 
 def clock() -> str:
     return time.strftime("%H:%M:%S")
+
+
+def short(identifier: object) -> str:
+    """The end of an id, enough to tell it from others on the screen; ids of one moment begin alike."""
+    return clean(identifier or "-")[-SHORT_ID:]
 
 
 def bar(count: int, most: int, width: int = 24) -> str:

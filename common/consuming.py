@@ -34,7 +34,8 @@ MAX_STARTS = 5  # starts without an end that make an event a dead letter
 DONE, DUPLICATE, SKIPPED, RETRY, DEAD = "done", "duplicate", "skipped", "retry", "dead"
 SUMMARY = {DONE: "hechos", DUPLICATE: "repetidos", SKIPPED: "de otro tipo", RETRY: "a reintentar",
            DEAD: "a dead_letter_queue"}
-COLOURS = {DONE: "ok", DUPLICATE: "dim", SKIPPED: "dim", RETRY: "warn", DEAD: "error"}
+WHY_INDENT = " " * 9  # below the text, behind the time
+COLOURS = {DONE: "ok", RETRY: "warn", DEAD: "error"}
 
 
 class CrashLoop(PermanentError):
@@ -42,12 +43,13 @@ class CrashLoop(PermanentError):
 
 
 class Outcome(NamedTuple):
-    """What became of one delivery. text: the line to print; copy: what goes on in its place."""
+    """What became of one delivery. text: the line to print; why it failed; copy: what goes on in its place."""
 
     delivery: Delivery
     kind: str
     event_id: str
     text: str
+    why: str = ""
     copy: Message | None = None
 
     @property
@@ -84,7 +86,7 @@ class _Run:
             self.ledger.close()
         console.say(f"{self.consumer.name}: " + ", ".join(
             f"{words} {self.counts[kind]}" for kind, words in SUMMARY.items()
-            if self.counts[kind] or kind == DONE) + ".", "dim")
+            if self.counts[kind] or kind == DONE) + ".")
         return EXIT_OK
 
     def _loop(self) -> list[Delivery]:
@@ -174,7 +176,7 @@ class _Run:
             source_queue=exchange.CONSUMERS[self.consumer.name]))
         return Outcome(delivery, DEAD if step.delay_s is None else RETRY,
                        event.id if event else str(properties.message_id),
-                       f"falló ({type(error).__name__}: {error}) → {to}",
+                       f"falló → {to}", f"{type(error).__name__}: {error}",
                        Message("", to, delivery.body, properties))
 
     def _finish(self, outcomes: list[Outcome]) -> None:
@@ -191,14 +193,16 @@ class _Run:
         outcomes.clear()
 
     def _tell(self, outcomes: list[Outcome]) -> None:
-        """A line for each, all of them in one write."""
+        """A line for each, and one more for why it failed; all of them in one write."""
         if console.json_mode:
             return console.data(*({"time": now(), "consumer": self.consumer.name, "event_id": outcome.event_id,
-                                   "attempt": outcome.attempt, "outcome": outcome.kind, "detail": outcome.text}
+                                   "attempt": outcome.attempt, "outcome": outcome.kind, "detail": outcome.text, "why": outcome.why}
                                   for outcome in outcomes))
+        now_is, clean = console.clock(), console.clean
         console.say("\n".join(
-            f"{console.clock()} {console.paint(console.clean(outcome.text), COLOURS[outcome.kind])}"
-            f" · evento {console.clean(outcome.event_id)} · intento {outcome.attempt}" for outcome in outcomes))
+            f"{now_is} {console.paint(clean(outcome.text), COLOURS.get(outcome.kind))}"
+            f" · evento {console.short(outcome.event_id)} · intento {outcome.attempt}"
+            + (f"\n{WHY_INDENT}{clean(outcome.why)}" if outcome.why else "") for outcome in outcomes))
 
     def _forget_old(self) -> None:
         """A little at a time, so that neither events nor Ctrl-C wait."""

@@ -79,6 +79,14 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def moment(text: str) -> datetime:
+    """What now() wrote, in local time; the epoch for what is no time."""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone()
+    except (ValueError, OverflowError, OSError):  # the last one is Windows', for a time before 1970
+        return datetime.fromtimestamp(0, timezone.utc)
+
+
 def check_user(nombre: object, email: object) -> None:
     """Raises InvalidUser with a sentence that says what to write instead."""
     if not isinstance(nombre, str) or not nombre.strip():

@@ -14,7 +14,7 @@ from common.config import ROOT
 END_TIMEOUT_S = 15
 POLL_S = 0.1
 COLOURS = ("36", "35", "33", "34", "32", "96", "95")
-NAME_WIDTH = 23
+NAME_WIDTH = 9
 WINDOWS = os.name == "nt"
 
 
@@ -38,7 +38,7 @@ class Script:
     def _show_lines(self) -> None:
         for line in self._process.stdout:
             self.lines.append(line.rstrip("\n"))
-            console.say(f"  {_tint(self.name.ljust(NAME_WIDTH), self._colour)} │ {self.lines[-1]}")
+            console.say(f"  {_tint(self.name.split('_')[0].ljust(NAME_WIDTH), self._colour)} │ {self.lines[-1]}")
 
     def text(self) -> str:
         return "\n".join(self.lines)
@@ -85,7 +85,7 @@ class Stage:
 
     def start(self, name: str, *arguments: str) -> Script:
         """Start a script; it goes on by itself."""
-        console.say(console.paint(f"  $ python {name}.py {' '.join(map(_quoted, arguments))}".rstrip(), "dim"))
+        console.say(console.paint(f"  $ python {name}.py {' '.join(map(_quoted, arguments))}".rstrip(), "bold"))
         colour = COLOURS[len(self._scripts) % len(COLOURS)]
         script = Script(name, arguments, self._environment, colour)
         self._scripts.append(script)
@@ -124,7 +124,7 @@ class Stage:
 
 
 def _tint(text: str, code: str) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if console.paint("", "dim") else text
+    return f"\x1b[{code}m{text}\x1b[0m" if console.paint("", "bold") else text
 
 
 def _quoted(argument: str) -> str:
