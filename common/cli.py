@@ -58,6 +58,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     group.add_argument("--state-dir", metavar="CARPETA", help="STATE_DIR: dónde se guarda lo hecho")
     group.add_argument("--queue-type", metavar="TIPO", help="QUEUE_TYPE: quorum o classic")
     group.add_argument("--ca-file", metavar="ARCHIVO", help="RABBITMQ_CA_FILE: quién firmó el certificado, con amqps://")
+    group.add_argument("--smtp-url", metavar="URL", help="SMTP_URL: por dónde salen los correos; sin ella, solo a STATE_DIR")
     return spanish
 
 
@@ -73,6 +74,7 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
         "STATE_DIR": arguments.state_dir,
         "QUEUE_TYPE": arguments.queue_type,
         "RABBITMQ_CA_FILE": arguments.ca_file,
+        "SMTP_URL": arguments.smtp_url,
     })
 
 

@@ -15,6 +15,7 @@ DEFAULTS = {
     "STATE_DIR": ".state",
     "QUEUE_TYPE": "quorum",
     "RABBITMQ_CA_FILE": "",
+    "SMTP_URL": "",
 }
 PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 MAX_DELAY_S = 24 * 3600
@@ -36,6 +37,7 @@ class Settings:
     """urls: AMQP URLs of one broker or cluster; retry_delays: seconds, in the order they are waited.
 
     ca_file: who vouches for the broker of an amqps:// URL; None for the authorities that this machine trusts.
+    smtp_url: where the e-mail consumer sends its mail (common/smtp.py); empty for nowhere.
     """
 
     urls: tuple[str, ...]
@@ -43,6 +45,7 @@ class Settings:
     state_dir: Path
     queue_type: str
     ca_file: Path | None = None
+    smtp_url: str = ""
 
 
 def load(flags: dict[str, str | None] | None = None) -> Settings:
@@ -61,6 +64,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
         state_dir=_state_dir(values["STATE_DIR"]),
         queue_type=_queue_type(values["QUEUE_TYPE"]),
         ca_file=_ca_file(values["RABBITMQ_CA_FILE"]),
+        smtp_url=_smtp_url(values["SMTP_URL"]),
     )
 
 
@@ -174,6 +178,27 @@ def _ca_file(text: str) -> Path | None:
     except (OSError, ValueError):  # ssl.SSLError is an OSError
         raise ConfigError("RABBITMQ_CA_FILE no es un archivo con certificados en formato PEM que se pueda leer;"
                           " ejemplo: RABBITMQ_CA_FILE=ca.pem.") from None
+
+
+def _smtp_url(text: str) -> str:
+    if text and not _is_smtp_url(text):
+        raise ConfigError(
+            "SMTP_URL no se entiende: escribe smtp://servidor:puerto, o smtp://usuario:contraseña@servidor:puerto con"
+            " los caracteres especiales codificados (/ es %2F, @ es %40), o lo mismo con smtps://; ejemplo:"
+            " SMTP_URL=smtp://localhost:1025.")
+    return text
+
+
+def _is_smtp_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        (parts.hostname or "").encode("idna")
+        return bool(parts.scheme in ("smtp", "smtps") and parts.hostname and parts.port != 0
+                    and (not parts.username) == (not parts.password)
+                    and not (parts.path.strip("/") or parts.query or parts.fragment)
+                    and unquote(text).isascii() and text.isprintable() and " " not in text)
+    except ValueError:
+        return False
 
 
 def _queue_type(text: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common import cli, console
+from common.config import Settings
 from common.events import Event
 from common.ledger import Ledger
 
@@ -16,7 +17,8 @@ class Consumer:
     state.folder, and returns the line to print; it raises PermanentError when no further try can
     help, anything else for another try. schema: the SQL of its tables. report(state): what is on
     disk, for --report --json; draw(report): the same as lines for people; summary(state): one line
-    about the whole, shown while it grows.
+    about the whole, shown while it grows. elsewhere: the work is done at a service that may be slow, so
+    the file is not locked meanwhile, and a crash before the row is written means doing it again.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Consumer:
     draw: Callable[[dict], list[str]]
     schema: str = ""
     summary: Callable[[Ledger], str] | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,11 @@ class Options:
     ephemeral: bool = False
 
 
-def main(consumer: Consumer, description: str, argv: list[str] | None = None) -> int:
-    """Run a consumer's script; the exit code."""
+def main(consumer: Consumer | Callable[[Settings], Consumer], description: str, argv: list[str] | None = None) -> int:
+    """Run a consumer's script; the exit code. A function may make the consumer, if it depends on the settings."""
     arguments = _parser(description).parse_args(argv)
     settings = cli.settings(arguments)
+    consumer = consumer if isinstance(consumer, Consumer) else consumer(settings)
     if arguments.report:
         return _report(consumer, Ledger(settings.state_dir, consumer.name, consumer.schema))
     from common.consuming import consume  # imports pika: late, so that --help answers at once

@@ -14,7 +14,7 @@ import pika
 
 from common import console, exchange, simulation
 from common.cli import EXIT_OK, stop_on_signals
-from common.config import Settings
+from common.config import ConfigError, Settings
 from common.consumer import Consumer, Options
 from common.connection import BrokerUnavailable, places
 from common.deliveries import STOP_TIMEOUT_S, Deliveries, Delivery
@@ -131,8 +131,9 @@ class _Run:
             if self.stop_wanted:
                 self._finish(outcomes)
                 return batch[index:]
-            alone = delivery.redelivered or simulation.HEADER in (delivery.properties.headers or {})
-            if alone:  # it may have killed a process: its neighbours must not go down with it
+            alone = (delivery.redelivered or simulation.HEADER in (delivery.properties.headers or {})
+                     or self.consumer.elsewhere)
+            if alone:  # it may have killed a process, or may take long: its neighbours must not go down with it, or wait
                 self._finish(outcomes)
             outcomes.append(self._try(delivery))
             if alone or time.monotonic() > deadline:
@@ -150,10 +151,11 @@ class _Run:
             if delivery.redelivered:
                 self._note_start(event)
             simulation.obey(delivery.properties.headers, self.consumer.name, len(self.settings.retry_delays) + 1)
-            text = self.ledger.once(event.id, lambda: self.consumer.handle(event, self.ledger))
+            once = self.ledger.once_elsewhere if self.consumer.elsewhere else self.ledger.once
+            text = once(event.id, lambda: self.consumer.handle(event, self.ledger))
             if delivery.redelivered:
                 self.ledger.forget_starts(event.id)
-        except StateError:  # nothing is acked: the broker keeps it all
+        except (StateError, ConfigError):  # nothing is acked: the broker keeps it all
             raise
         except Exception as error:
             if event and delivery.redelivered:

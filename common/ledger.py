@@ -47,6 +47,18 @@ class Ledger(StateFile):
             self.db.execute("RELEASE event")
             return result
 
+    def once_elsewhere(self, event_id: str, effect: Callable[[], str]) -> str | None:
+        """The same where effect() may take long: it runs first, and nothing is locked meanwhile.
+
+        A crash between the two means that it is done again.
+        """
+        with self.disk_problems():
+            if self.db.execute("SELECT 1 FROM done WHERE event_id = ?", (key_of(event_id),)).fetchone():
+                return None
+        result = effect()
+        self.once(event_id, lambda: result)
+        return result
+
     def forget_old(self) -> bool:
         """Drop some rows of events done over KEEP_DAYS ago; whether there may be more."""
         with self.disk_problems():

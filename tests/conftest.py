@@ -4,9 +4,12 @@ No test touches a broker that it did not start. Without a rabbitmq-server on thi
 that need one are skipped, or fail where KIT_REQUIRE_BROKER is set (kit.py test, CI).
 """
 
+import email
+import email.policy
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +22,8 @@ import pika
 import pytest
 
 from common import config, events
-from tools.node import Node, create_vhost, delete_vhost, find_server
+from tools import run_tests
+from tools.node import Node, create_vhost, delete_vhost, find_server, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
@@ -266,3 +270,54 @@ def wait_until(condition, what: str, more=lambda: "", timeout: float = WAIT_S) -
         if time.monotonic() > deadline:
             pytest.fail(f"waited {timeout:g} s in vain for {what}\n{more()[-3000:]}")
         time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- mail
+
+
+@pytest.fixture(scope="session")
+def smtp_python():
+    """A Python that can run tests/smtp_server.py."""
+    if run_tests.has_smtp_server():
+        return run_tests.SMTP_PYTHON
+    reason = f"no {run_tests.SMTP_PACKAGE} on this machine: python kit.py test --yes installs it on Debian"
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+class MailServer:
+    """tests/smtp_server.py as a process, which may be stopped and started again on its port."""
+
+    def __init__(self, python: str, maildir: Path, certificate: tuple = ()):
+        self.python, self.maildir, self.certificate = python, maildir, certificate
+        self.port = free_port()
+        self.url = f"smtp://localhost:{self.port}"
+        self.process = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([self.python, str(ROOT / "tests" / "smtp_server.py"), str(self.port),
+                                         str(self.maildir), *map(str, self.certificate)])
+        wait_until(self._greets, "the SMTP server")
+
+    def _greets(self) -> bool:
+        assert self.process.poll() is None, "the SMTP server ended"
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                return connection.recv(3) == b"220"
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def messages(self) -> list:
+        return [email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
+                for file in sorted((self.maildir / "new").glob("*"))]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()

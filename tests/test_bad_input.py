@@ -38,7 +38,7 @@ def refused(ended, code: int, *words: str) -> str:
     """Assert that it ended with this code and one Spanish sentence; returns the sentence."""
     both = ended.stdout + ended.stderr
     assert ended.returncode == code, both
-    [_] = [line for line in ended.stderr.splitlines() if not line.startswith("Sin confirmar queda")]
+    [_] = [line for line in ended.stderr.splitlines() if not line.startswith("Eventos sin confirmar")]
     assert ended.stderr[0].isupper() and ended.stderr.rstrip("\n")[-1] in ".sp", ended.stderr  # … --help, … %2F
     assert SECRET not in both and "Traceback" not in both and "\x1b" not in both
     for word in words:
@@ -383,7 +383,7 @@ def test_a_reader_that_closes_the_pipe_sees_no_traceback(kit, script, flags):
     if "--help" not in flags:
         process.stdout.readline()
     process.stdout.close()
-    said = [line for line in process.stderr.read().splitlines() if not line.startswith("Sin confirmar quedan")]
+    said = [line for line in process.stderr.read().splitlines() if not line.startswith("Eventos sin confirmar")]
     assert (process.wait(30), said) == (0, [])
 
 

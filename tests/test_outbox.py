@@ -79,7 +79,7 @@ def test_what_found_no_broker_is_sent_by_resume_under_the_same_ids(kit):
     nobody = kit.using(url=f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F")
     ended = nobody.run(PUBLISHER, *USER, "--count", "3", "--timeout", "1", "--json")
     assert ended.returncode == 69
-    assert "Sin confirmar quedan 3" in ended.stderr
+    assert "Eventos sin confirmar: 3" in ended.stderr
     sent = kit.done(PUBLISHER, "--resume", "--json")
     ids = {json.loads(line)["id"] for line in ended.stdout.splitlines()}
     assert {json.loads(line)["id"] for line in sent.stdout.splitlines()} == ids and len(ids) == 3

@@ -7,11 +7,18 @@ import sys
 from common.cli import EXIT_INTERRUPTED
 from common.config import ROOT
 from tools import broker
+from tools.command import failure_of
+from tools.install import apt_install, has_apt
+
+SMTP_PYTHON = "/usr/bin/python3"  # Debian's packages are for Debian's Python
+SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
 
 
 def main(yes: bool, faults: bool, pytest_arguments: list[str]) -> int:
     """Run pytest; its exit code is ours, and its closing line the last one."""
     broker.require_server(yes)
+    if yes and has_apt() and not has_smtp_server():
+        apt_install(SMTP_PACKAGE)
     sys.stdout.flush()
     # With it set, a missing broker is an error, not a skipped test.
     environment = os.environ | {"KIT_REQUIRE_BROKER": "1"}
@@ -23,3 +30,8 @@ def main(yes: bool, faults: bool, pytest_arguments: list[str]) -> int:
     except KeyboardInterrupt:
         process.wait()  # pytest got the same Ctrl-C and is clearing away its brokers
         return EXIT_INTERRUPTED
+
+
+def has_smtp_server() -> bool:
+    """Whether tests/smtp_server.py can run here."""
+    return failure_of([SMTP_PYTHON, "-c", f"import {SMTP_MODULE}"], 60) is None

@@ -1,0 +1,42 @@
+"""A real SMTP server for the tests: aiosmtpd, as Debian packages it, for the system's own Python.
+
+    /usr/bin/python3 tests/smtp_server.py PORT MAILDIR [CERTIFICATE KEY]
+
+With a certificate it asks for STARTTLS and the account ana/secreta. What a recipient's name says is what it
+does: `espera@…` is answered with 451, `nadie@…` with 550.
+"""
+
+import asyncio
+import ssl
+import sys
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Mailbox
+from aiosmtpd.smtp import AuthResult
+
+ANSWERS = {"espera": "451 vuelve más tarde", "nadie": "550 no conozco a nadie"}
+
+
+class Handler(Mailbox):
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        envelope.rcpt_tos.append(address)
+        return ANSWERS.get(address.partition("@")[0], "250 OK")
+
+
+def authenticate(server, session, envelope, mechanism, login):
+    return AuthResult(success=(login.login, login.password) == (b"ana", b"secreta"), handled=False)
+
+
+def main(port: str, maildir: str, *pair: str) -> None:
+    options = {}
+    if pair:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(*pair)
+        options = {"tls_context": context, "require_starttls": True, "auth_required": True, "authenticator": authenticate}
+    controller = Controller(Handler(maildir), hostname="127.0.0.1", port=int(port), **options)
+    controller.start()
+    asyncio.new_event_loop().run_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

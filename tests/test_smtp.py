@@ -1,0 +1,144 @@
+"""E-mail over SMTP: a real server that takes, defers, refuses, goes away and comes back."""
+
+import email
+import email.policy
+import json
+import socket
+
+import pytest
+
+from common import events, smtp
+from tests.conftest import MailServer, wait_until
+from tests.test_bad_input import refused
+from tests.test_tls import certificates
+
+EMAIL = "email_consumer_simple.py"
+SECRET = "s3cr3t0"
+
+
+def to(kit, *names: str) -> list[events.Event]:
+    """One event for the e-mail consumer for each name of a mailbox at eco.com."""
+    kit.done("setup_queues.py")
+    return [kit.publish_event(events.user_created("Zoë Ñandú", f"{name}@eco.com"), queue="email_queue") for name in names]
+
+
+@pytest.fixture
+def mail(smtp_python, tmp_path):
+    """A server without TLS; it may be stopped and started."""
+    with MailServer(smtp_python, tmp_path / "mail") as server:
+        server.start()
+        yield server
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory):
+    """A certificate for localhost: (its authority, the certificate, its key)."""
+    made = certificates(tmp_path_factory.mktemp("smtp") / "certificates", "DNS:localhost")
+    return made / "ca.pem", made / "server.pem", made / "server.key"
+
+
+@pytest.fixture
+def secured(smtp_python, certified, tmp_path, monkeypatch):
+    """A server that asks for STARTTLS and the account ana/secreta, and is trusted here."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certified[0]))
+    with MailServer(smtp_python, tmp_path / "mail", certified[1:]) as server:
+        server.start()
+        yield server
+
+
+@pytest.fixture
+def silent_port():
+    """Where a connection is taken and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+# ---------------------------------------------------------------- what arrives
+
+
+def test_the_mail_is_at_the_server_and_in_the_outbox_with_the_id_of_its_event(kit, mail):
+    [event] = to(kit, "zoe")
+    kit.done(EMAIL, "--limit", "1", "--smtp-url", mail.url)
+    [sent] = mail.messages()
+    assert (sent["Message-ID"], sent["To"], sent["From"]) == (
+        f"<{event.id}@ecomarket.example>", "Zoë Ñandú <zoe@eco.com>", "Ecomarket <bienvenida@ecomarket.example>")
+    assert (sent["X-MailFrom"], sent["X-RcptTo"]) == ("bienvenida@ecomarket.example", "zoe@eco.com")  # the envelope
+    assert "Hola, Zoë Ñandú:\n" in sent.get_content()
+    [kept] = (kit.state / "outbox" / "new").iterdir()
+    assert email.message_from_bytes(kept.read_bytes(), policy=email.policy.default)["Message-ID"] == sent["Message-ID"]
+    assert kit.report(EMAIL) == {"emails": 1}
+
+
+def test_a_copy_of_an_event_is_not_sent_again(kit, mail):
+    [event] = to(kit, "zoe")
+    kit.publish_event(event, queue="email_queue")
+    ended = kit.done(EMAIL, "--json", "--limit", "2", "--smtp-url", mail.url)
+    assert [json.loads(line)["outcome"] for line in ended.stdout.splitlines()] == ["done", "duplicate"]
+    assert len(mail.messages()) == 1
+
+
+def test_two_processes_share_the_mails_and_send_each_once(kit, mail):
+    made = to(kit, *(f"u{number}" for number in range(60)))
+    pair = [kit.start(EMAIL, "--idle-timeout", "3", "--prefetch", "5", "--smtp-url", mail.url) for _ in range(2)]
+    assert [running.end() for running in pair] == [0, 0]
+    assert sorted(sent["X-RcptTo"] for sent in mail.messages()) == sorted(event.email for event in made)
+
+
+# ---------------------------------------------------------------- whose fault it is
+
+
+def test_451_is_tried_again_and_550_is_a_dead_letter_at_once(kit, mail):
+    to(kit, "espera", "nadie", "zoe")
+    running = kit.start(EMAIL, "--json", "--smtp-url", mail.url)
+    kit.wait_for_depth("dead_letter_queue", 2)
+    assert running.interrupt() == 0
+    letters = {json.loads(body)["data"]["email"]: properties.headers for properties, body in kit.messages("dead_letter_queue")}
+    deferred, denied = letters["espera@eco.com"], letters["nadie@eco.com"]
+    assert (deferred["x-attempt"], deferred["x-error-type"]) == (4, "MailNotSent")
+    assert deferred["x-error-message"] == "el servidor de correo contesta 451 vuelve más tarde"
+    assert (denied["x-attempt"], denied["x-error-type"]) == (1, "PermanentError")
+    assert denied["x-error-message"] == "el servidor de correo contesta 550 no conozco a nadie"
+    assert [sent["X-RcptTo"] for sent in mail.messages()] == ["zoe@eco.com"]
+
+
+def test_mail_waits_for_a_server_that_is_away_and_then_goes_out(kit, mail):
+    kit = kit.using(delays="0.3,1,60")
+    mail.stop()
+    [event] = to(kit, "zoe")
+    running = kit.start(EMAIL, "--smtp-url", mail.url)
+    running.wait_for("MailNotSent: no hay servidor de correo (conexión rechazada)", count=2)
+    mail.start()
+    running.wait_for("email enviado a zoe@eco.com")
+    assert [sent["Message-ID"] for sent in mail.messages()] == [f"<{event.id}@ecomarket.example>"]
+    assert running.interrupt() == 0
+
+
+def test_a_server_that_says_nothing_counts_as_away_and_locks_nobody_out(monkeypatch, kit, silent_port):
+    monkeypatch.setattr(smtp, "TIMEOUT_S", 0.3)
+    with pytest.raises(smtp.MailNotSent, match="no responde a tiempo|se cortó"):
+        smtp.send(f"smtp://127.0.0.1:{silent_port}", "a@eco.com", "b@eco.com", b"x")
+    to(kit, "zoe")
+    waiting = kit.start(EMAIL, "--prefetch", "1", "--smtp-url", f"smtp://127.0.0.1:{silent_port}")
+    wait_until(lambda: kit.consumers("email_queue") == 1 and kit.depth("email_queue") == 0, "it to be taken", waiting.text)
+    kit.publish_event(queue="email_queue")
+    kit.done(EMAIL, "--limit", "1", timeout=8)  # a second process, which writes the same ledger
+
+
+# ---------------------------------------------------------------- accounts and TLS
+
+
+def test_over_starttls_the_account_logs_in_and_is_the_sender(kit, secured):
+    to(kit, "zoe")
+    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", secured.url), 78, "SMTP_URL")  # 530: it asks for an account
+    wrong = f"smtp://ana:{SECRET}@localhost:{secured.port}"
+    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", wrong), 78, "usuario o la contraseña", "smtp://ana@localhost")
+    assert secured.messages() == [] and kit.depth("dead_letter_queue") == 0
+    kit.done(EMAIL, "--limit", "1", "--smtp-url", f"smtp://ana:secreta@localhost:{secured.port}")
+    assert [sent["X-RcptTo"] for sent in secured.messages()] == ["zoe@eco.com"]
+
+
+def test_a_certificate_that_nobody_signed_gets_no_password(kit, secured, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE")
+    to(kit, "zoe")
+    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", f"smtp://ana:{SECRET}@localhost:{secured.port}"), 78, "certificado")
+    kit.wait_for_depth("email_queue", 1)
