@@ -61,9 +61,9 @@ def watch(settings, arguments) -> int:
     """Show each letter once, as they come, until Ctrl-C; wait for a broker that is away."""
     from common.watching import Watcher
 
-    watcher = Watcher(tell, lambda letter: wanted(letter, arguments), arguments.limit, arguments.idle_timeout)
+    watcher = Watcher(settings, tell, lambda letter: wanted(letter, arguments), arguments.limit, arguments.idle_timeout)
     console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.")
-    watcher.until_stopped(settings)
+    watcher.until_stopped()
     console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.")
     return EXIT_OK
 

@@ -2,6 +2,7 @@
 
   python setup_queues.py                    crea lo que falte y muestra el árbol
   python setup_queues.py --show text        solo mira (también json y mermaid)
+  python setup_queues.py --watch            mira sin parar, hasta Ctrl-C
   python setup_queues.py --check            compara; termina en 1 si algo difiere
   python setup_queues.py --reset            lo borra todo y lo crea de nuevo (pregunta)
 
@@ -22,6 +23,11 @@ def main(argv=None) -> int:
     settings = cli.settings(arguments)
     if arguments.show == "mermaid":
         console.say(mermaid(settings))
+        return EXIT_OK
+    if arguments.watch:
+        from common.flow import Flow
+
+        Flow(settings).until_stopped()
         return EXIT_OK
     from common.connection import connect  # imports pika: late, so that --help answers at once
 
@@ -140,6 +146,7 @@ def parser():
     wanted = cli.parser(__doc__)
     action = wanted.add_mutually_exclusive_group()
     action.add_argument("--show", choices=("text", "json", "mermaid"), help="solo mira, en este formato")
+    action.add_argument("--watch", action="store_true", help="redibuja el flujo cada segundo, hasta Ctrl-C; solo mira")
     action.add_argument("--check", action="store_true", help="compara con lo que debe haber; 1 si algo difiere")
     action.add_argument("--dry-run", action="store_true", help="dice qué crearía, sin crear nada")
     action.add_argument("--reset", action="store_true", help="borra todo y lo crea de nuevo; pregunta antes")

@@ -9,7 +9,8 @@ import threading
 import time
 import unicodedata
 
-_COLOURS = {"ok": "32", "warn": "33", "error": "31", "bold": "1"}
+# Bold, and neither light nor dark (of the 256 colours): to be read on white and on black, from the last row.
+_COLOURS = {"ok": "1;38;5;28", "warn": "1;38;5;130", "error": "1;38;5;196", "bold": "1"}
 _BIDI = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _REASONS = {"EACCES": "sin permiso", "EPERM": "sin permiso", "ENOSPC": "no queda espacio", "EDQUOT": "no queda espacio",
             "EROFS": "es de solo lectura", "ENOENT": "no existe", "ENOTDIR": "hay un archivo donde iría una carpeta",

@@ -178,8 +178,12 @@ class _Run:
             source_queue=exchange.CONSUMERS[self.consumer.name]))
         return Outcome(delivery, DEAD if step.delay_s is None else RETRY,
                        event.id if event else str(properties.message_id),
-                       f"falló → {to}", f"{type(error).__name__}: {error}",
+                       f"falló → {self._name(to, step.delay_s)}", f"{type(error).__name__}: {error}",
                        Message("", to, delivery.body, properties))
+
+    def _name(self, to: str, delay_s: float | None) -> str:
+        """An ephemeral retry queue has no name of its own to show."""
+        return to if delay_s is None or not self.options.ephemeral else f"espera de {delay_s:g} s"
 
     def _finish(self, outcomes: list[Outcome]) -> None:
         """Commit; then ack what is done, send on what failed, and say so."""

@@ -13,7 +13,7 @@ import pika
 from pika.adapters.select_connection import IOLoop
 
 from common.config import Settings
-from common.connection import Link, backoff_s
+from common.connection import Link, backoff_s, describe
 from common.exchange import declare
 from common.outbox import Outbox
 
@@ -265,8 +265,11 @@ class ConfirmedConnection:
             self._step()
 
     def _step(self) -> None:
-        self._ioloop.poll()
-        self._ioloop.process_timeouts()
+        try:
+            self._ioloop.poll()
+            self._ioloop.process_timeouts()
+        except Exception as error:  # whatever broke in pika (docs/facts.md, pika 9): a new connection mends it
+            self._publisher.link.restart(describe(error))
         stalled = time.monotonic() - self._progress_at > self._timeout_s
         self._gave_up = self._gave_up or bool(stalled and self._publisher.open_count())
         if self._refusals:

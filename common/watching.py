@@ -1,4 +1,4 @@
-"""The live view of the dead letters: shows each once, takes none, and outlives the broker."""
+"""Views that stay: of the dead letters, and of the whole flow (common/flow.py). They take nothing, and outlive the broker."""
 
 import random
 import time
@@ -14,27 +14,20 @@ POLL_S = 1
 LOOK_AGAIN_S = 3  # when the depth alone shows no change
 
 
-class Watcher:
-    """show(letter, number) is called for each letter that is wanted(letter).
+class View:
+    """Looks at the broker until done(); _watch(connection) is called again over a new connection when one breaks."""
 
-    A letter may be in the queue more than once, and is shown as often: `shown` counts by digest.
-    """
-
-    def __init__(self, show: Callable[[Letter, int], None], wanted: Callable[[Letter], bool],
-                 limit: int | None, idle_timeout_s: float | None):
-        self.show, self.wanted, self.limit, self.idle_timeout_s = show, wanted, limit, idle_timeout_s
-        self.shown: Counter = Counter()
+    def __init__(self, settings: Settings):
+        self.settings = settings
         self.stop_wanted = False
-        self.new_at = time.monotonic()
 
-    def until_stopped(self, settings: Settings) -> None:
-        """Raises BrokerUnavailable when the idle timeout ends it before any broker was seen."""
+    def until_stopped(self) -> None:
+        """Raises BrokerUnavailable when done() ends it before any broker was seen, ConfigError."""
         cli.stop_on_signals(self, within_s=2)
         failures, away = 0, None
         while not self.done():
             try:
-                with connect(settings) as connection:
-                    declare_dead_letter_queue(connection, settings)
+                with connect(self.settings) as connection:
                     if failures:
                         console.say(f"{console.clock()} Conectado de nuevo con el broker.", "ok")
                     failures, away = 0, False
@@ -49,10 +42,36 @@ class Watcher:
             raise away
 
     def done(self) -> bool:
-        idle = self.idle_timeout_s is not None and time.monotonic() - self.new_at > self.idle_timeout_s
-        return self.stop_wanted or idle or self.shown.total() == self.limit
+        return self.stop_wanted
 
     def _watch(self, connection) -> None:
+        raise NotImplementedError
+
+    def _pause(self, connection, seconds: float) -> None:
+        ends_at = time.monotonic() + seconds
+        while not self.done() and time.monotonic() < ends_at:
+            connection.sleep(POLL_S / 10)  # short sleeps: Ctrl-C is heard
+
+
+class Watcher(View):
+    """The dead letters, each once. show(letter, number) is called for each letter that is wanted(letter).
+
+    A letter may be in the queue more than once, and is shown as often: `shown` counts by digest.
+    """
+
+    def __init__(self, settings: Settings, show: Callable[[Letter, int], None], wanted: Callable[[Letter], bool],
+                 limit: int | None, idle_timeout_s: float | None):
+        super().__init__(settings)
+        self.show, self.wanted, self.limit, self.idle_timeout_s = show, wanted, limit, idle_timeout_s
+        self.shown: Counter = Counter()
+        self.new_at = time.monotonic()
+
+    def done(self) -> bool:
+        idle = self.idle_timeout_s is not None and time.monotonic() - self.new_at > self.idle_timeout_s
+        return super().done() or idle or self.shown.total() == self.limit
+
+    def _watch(self, connection) -> None:
+        declare_dead_letter_queue(connection, self.settings)
         last_seen, again_at = 0, 0.0
         while not self.done():
             now_there, pause_s = depth(connection), POLL_S
@@ -64,9 +83,7 @@ class Watcher:
                 pause_s = max(POLL_S, min(30, 4 * took))  # leave others their turn
             elif not now_there:
                 last_seen = 0
-            pause_ends_at = time.monotonic() + pause_s * random.uniform(0.5, 1)  # two views must not keep step
-            while not self.done() and time.monotonic() < pause_ends_at:
-                connection.sleep(POLL_S / 10)  # short sleeps: Ctrl-C is heard
+            self._pause(connection, pause_s * random.uniform(0.5, 1))  # two views must not keep step
 
     def _look(self, connection) -> int:
         """Show what is new; how many there are."""

@@ -42,7 +42,7 @@ def test_cleaning_takes_anything():
 
 def test_colour_goes_to_a_terminal_only(monkeypatch):
     assert console.paint("hecho", "ok", io.StringIO()) == "hecho"
-    assert console.paint("hecho", "ok", Terminal()) == "\x1b[32mhecho\x1b[0m"
+    assert console.paint("hecho", "ok", Terminal()) == "\x1b[1;38;5;28mhecho\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
     assert console.paint("hecho", "ok", Terminal()) == "hecho"
     monkeypatch.delenv("NO_COLOR")

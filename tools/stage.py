@@ -13,7 +13,7 @@ from common.config import ROOT
 
 END_TIMEOUT_S = 15
 POLL_S = 0.1
-COLOURS = ("36", "35", "33", "34", "32", "96", "95")
+COLOURS = ("38;5;31", "38;5;133", "38;5;130", "38;5;63", "38;5;28", "38;5;37", "38;5;168")
 NAME_WIDTH = 9
 WINDOWS = os.name == "nt"
 

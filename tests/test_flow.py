@@ -1,0 +1,139 @@
+"""setup_queues.py --watch: the flow as it is, on a terminal and elsewhere."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from common import exchange, flow
+from common.config import load
+from common.status import Found
+from tests.conftest import ROOT, wait_until
+
+SETUP = "setup_queues.py"
+
+
+def found(depths: dict[str, int]) -> list[Found]:
+    first, *rest = exchange.topology(load({"RETRY_DELAYS": "5,30,120"}))
+    return [Found(queue, depths.get(queue.name, 0), 0) for queue in (*rest, first)]
+
+
+# ---------------------------------------------------------------- when a retry comes back
+
+
+def test_a_retry_that_was_seen_to_come_is_told_when_it_comes_back():
+    waiting = flow.Waiting(30)
+    assert [waiting.next_return_s(*look) for look in ((0, 0), (1, 10), (1, 15), (3, 20), (3, 39))] == [None, 30, 25, 20, 1]
+    assert waiting.next_return_s(2, 40) == 10  # the first is back; the next two were seen at 20
+    assert waiting.next_return_s(0, 49.5) is None  # they left a little before their time was seen to be over
+
+
+def test_of_what_was_there_before_the_first_look_no_time_is_claimed():
+    waiting = flow.Waiting(30)
+    assert [waiting.next_return_s(*look) for look in ((5, 0), (7, 10), (4, 20))] == [None, None, None]
+    assert waiting.next_return_s(2, 25) == 15  # the five have left, and the two of second 10 are next
+
+
+def test_a_depth_that_stays_because_as_many_come_as_go_starts_again():
+    waiting = flow.Waiting(5)
+    waiting.next_return_s(0, 0)
+    waiting.next_return_s(2, 1)
+    assert waiting.next_return_s(2, 6) == 5
+
+
+# ---------------------------------------------------------------- the picture
+
+
+@pytest.mark.parametrize("columns", [80, 120, 40])
+@pytest.mark.parametrize("depth", [0, 7, 10**9])
+def test_no_line_of_the_picture_is_wider_than_the_terminal(columns, depth):
+    states = found({name: depth for name in ("email_queue", "analytics_queue.retry.120s", "dead_letter_queue")})
+    lines = flow.picture(states, {state.queue.name: 119.2 for state in states}, columns)
+    assert max(map(len, lines)) <= columns and len(lines) == 14
+    assert all(name in line for name, line in zip(("email_queue", "retry.5s", "retry.30s", "retry.120s", "loyalty_queue"),
+                                                  lines[1:]))
+
+
+def test_a_bar_is_a_block_a_message_until_one_queue_has_more():
+    few, many = (flow.picture(found({"email_queue": 3, "dead_letter_queue": most}), dict.fromkeys(
+        (state.queue.name for state in found({})), None), 80) for most in (12, 2400))
+    assert [line.count("█") for line in (few[1], few[-1], many[1], many[-1])] == [3, 12, 1, 24]
+
+
+# ---------------------------------------------------------------- the script
+
+
+def test_elsewhere_than_on_a_terminal_each_change_is_a_line(kit):
+    kit.done(SETUP)
+    running = kit.start(SETUP, "--watch")
+    running.wait_for("todo vacío")
+    kit.publish_event(queue="loyalty_queue")
+    running.wait_for("loyalty_queue 1")
+    kit.publish(b"x", queue="dead_letter_queue")
+    running.wait_for("loyalty_queue 1 · dead_letter_queue 1")
+    assert running.interrupt() == 0
+    assert len(running.out) == 3 and all(re.match(r"\d\d:\d\d:\d\d ", line) for line in running.out)
+    assert "\x1b" not in running.text()
+
+
+def test_with_json_each_look_is_an_object_with_the_time_to_the_next_return(kit):
+    kit = kit.using(delays="300")
+    consumer = kit.start_consumer("email")
+    running = kit.start(SETUP, "--watch", "--json")
+    wait_until(lambda: running.out, "the first look", running.text)
+    assert json.loads(running.out[0])["queues"][-2]["ready"] is None  # analytics' retry queue: nobody declared it yet
+    kit.done("simulate_fail_publisher.py", "--consumer", "email")
+
+    def last(name):
+        return next(queue for queue in json.loads(running.out[-1])["queues"] if queue["name"] == name)
+
+    wait_until(lambda: last("email_queue.retry.300s")["ready"] == 1, "the retry", running.text)
+    assert 290 < last("email_queue.retry.300s")["next_return_s"] <= 300
+    assert (last("email_queue")["consumers"], last("loyalty_queue")["consumers"]) == (1, 0)
+    assert running.interrupt() == consumer.interrupt() == 0
+
+
+def test_the_view_outlives_a_killed_broker(own_kit):
+    own_kit.done(SETUP)
+    running = own_kit.start(SETUP, "--watch")
+    running.wait_for("todo vacío")
+    own_kit.node.kill()
+    running.wait_for("Se sigue intentando")
+    own_kit.node.start()
+    running.wait_for("Conectado de nuevo")
+    own_kit.publish_event(queue="email_queue")
+    running.wait_for("email_queue 1")
+    assert running.interrupt() == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+def test_a_terminal_of_80_columns_is_drawn_over_again_and_keeps_its_lines(kit):
+    import fcntl
+    import pty
+    import termios
+
+    kit.done(SETUP)
+    kit.publish_event(queue="email_queue")
+    keyboard, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shown = b""
+    process = subprocess.Popen([sys.executable, str(ROOT / SETUP), "--watch"], stdout=terminal, stderr=terminal,
+                               stdin=subprocess.DEVNULL, env=kit.environment(TERM="xterm", NO_COLOR="1"))
+    os.close(terminal)
+    try:
+        while shown.count(b"dead_letter_queue") < 2:
+            shown += os.read(keyboard, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        os.close(keyboard)
+    frames = shown.decode().split("\x1b[H")[2:]
+    lines = re.sub(r"\x1b\[[0-9]*[A-Z]", "", frames[0]).split("\r\n")
+    assert lines[0].startswith("user_events (fanout)") and "email_queue" in lines[1] and "█" in lines[1]
+    assert max(map(len, lines)) <= 80
