@@ -4,6 +4,7 @@
     python3 kit.py test --yes       the tests, on private brokers; --faults: all that may go wrong, too
     python3 kit.py bench --yes      how fast it is, beside other libraries
     python3 kit.py broker up        a broker for the terminals of the class
+    python3 kit.py doctor           what is missing on this machine
 
 Standard library only, and even an old Python 3 can read this file: it has to say that it is old.
 """
@@ -25,7 +26,11 @@ from tools import environment
 
 def main(argv=None):
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    environment.enter(arguments.yes)
+    if arguments.command != "doctor" or environment.is_made(environment.VENV, environment.REQUIREMENTS):
+        environment.enter(arguments.yes)
+    if arguments.command == "doctor":  # it makes nothing, so it may have to do without
+        from tools import doctor
+        return doctor.main()
     # From here on we run inside .venv: what follows may import pika.
     if arguments.command == "demo":
         from tools import demo
@@ -51,11 +56,14 @@ def parse(argv):
     for name, words in (("demo", "las dos demos de la clase, comprobadas paso a paso"),
                         ("test", "las pruebas, en brokers privados; detrás de -- van opciones de pytest"),
                         ("bench", "el kit al lado de otras bibliotecas, medido en un broker privado"),
-                        ("broker", "un broker para las terminales de la clase")):
+                        ("broker", "un broker para las terminales de la clase"),
+                        ("doctor", "qué falta en este equipo y qué hacer; no cambia nada")):
         command = commands.add_parser(name, help=words, description=words.capitalize() + ".",
                                       allow_abbrev=False)
-        command.add_argument("--yes", action="store_true",
-                             help="instala lo que falte sin preguntar")
+        command.set_defaults(yes=False)
+        if name != "doctor":
+            command.add_argument("--yes", action="store_true",
+                                 help="instala lo que falte sin preguntar")
         if name == "test":
             command.add_argument("--faults", action="store_true",
                                  help="también las averías de tests/faults: un cuarto de hora más")

@@ -24,6 +24,10 @@ EXIT_INTERRUPTED = 130
 
 PATIENCE_S = 1  # a stop that takes longer says so
 
+NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal: source"
+               " .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay .venv,"
+               " python3 kit.py broker up lo crea.")
+
 # argparse has no Spanish of its own, only a hook for gettext.
 _SPANISH = {
     "usage: ": "uso: ",
@@ -122,9 +126,7 @@ def run(main: Callable[[], int]) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("pika", "dotenv"):
             raise
-        console.complain("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal: source"
-                         " .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay .venv,"
-                         " python3 kit.py broker up lo crea.")
+        console.complain(NO_PACKAGES)
         code = EXIT_BAD_CONFIG
     except KeyboardInterrupt:
         console.complain("Interrumpido con Ctrl-C.")

@@ -17,6 +17,7 @@ DEFAULTS = {
     "RABBITMQ_CA_FILE": "",
     "SMTP_URL": "",
 }
+SMTP_PORTS = {"smtp": 587, "smtps": 465}
 PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 MAX_DELAY_S = 24 * 3600
 MAX_DELAYS = 20  # the journey of a letter travels in its headers; a frame holds so much
@@ -193,7 +194,7 @@ def _is_smtp_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         (parts.hostname or "").encode("idna")
-        return bool(parts.scheme in ("smtp", "smtps") and parts.hostname and parts.port != 0
+        return bool(parts.scheme in SMTP_PORTS and parts.hostname and parts.port != 0
                     and (not parts.username) == (not parts.password)
                     and not (parts.path.strip("/") or parts.query or parts.fragment)
                     and unquote(text).isascii() and text.isprintable() and " " not in text)

@@ -8,12 +8,11 @@ import ssl
 from contextlib import closing, suppress
 from urllib.parse import unquote, urlsplit
 
-from common.config import ConfigError, masked
+from common.config import SMTP_PORTS, ConfigError, masked
 from common.connection import describe
 from common.retry import PermanentError
 
 TIMEOUT_S = 10  # for each answer of the server
-PORTS = {"smtp": 587, "smtps": 465}
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ACCOUNT_CODES = (530, 534, 535, 538)
 
@@ -55,7 +54,7 @@ def send(url: str, sender: str, recipient: str, message: bytes) -> None:
 def _connect(url: str) -> smtplib.SMTP:
     """Encrypted where it can be, and logged in if the URL says as whom."""
     parts, context = urlsplit(url), ssl.create_default_context()
-    where = parts.hostname, parts.port or PORTS[parts.scheme]
+    where = parts.hostname, parts.port or SMTP_PORTS[parts.scheme]
     if parts.scheme == "smtps":
         server: smtplib.SMTP = smtplib.SMTP_SSL(*where, timeout=TIMEOUT_S, context=context)
     else:

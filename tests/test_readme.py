@@ -75,7 +75,7 @@ def option_tables(page: str) -> dict[str, list[list[str]]]:
 
 @cache
 def help_of(script: str) -> str:
-    orders = [[order] for order in ("demo", "test", "bench", "broker")] if script == "kit.py" else [[]]
+    orders = [[order] for order in ("demo", "test", "bench", "broker", "doctor")] if script == "kit.py" else [[]]
     return "".join(subprocess.run([sys.executable, str(ROOT / script), *order, "--help"], capture_output=True,
                                   text=True, encoding="utf-8", check=True).stdout for order in orders)
 

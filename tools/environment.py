@@ -35,21 +35,34 @@ def enter(yes: bool) -> None:
 
 def made(venv: Path, requirements: Path, yes: bool, exists: bool = False) -> Path:
     """The Python of an environment that has what requirements asks for; what is missing is made."""
-    python = venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = venv / "kit-stamp"  # written last: an environment without it was interrupted and is made again
-    wanted = _stamp(requirements)
-    if python.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+    python, stamp = _python(venv), _stamp(venv)
+    if is_made(venv, requirements):
         return python
     if not exists:
         _make(venv, yes)
     stamp.unlink(missing_ok=True)
     _run([str(python), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check",
           "-r", str(requirements)], f"pip no pudo instalar {requirements.name} (¿hay conexión a Internet?)")
-    stamp.write_text(wanted, encoding="utf-8")
+    stamp.write_text(_wanted(requirements), encoding="utf-8")
     return python
 
 
-def _stamp(requirements: Path) -> str:
+def is_made(venv: Path, requirements: Path) -> bool:
+    """Whether it is whole, and of this Python and these requirements."""
+    stamp = _stamp(venv)
+    return _python(venv).exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == _wanted(requirements)
+
+
+def _python(venv: Path) -> Path:
+    return venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _stamp(venv: Path) -> Path:
+    """Written last: an environment without it was interrupted and is made again."""
+    return venv / "kit-stamp"
+
+
+def _wanted(requirements: Path) -> str:
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
     return f"{sys.version_info.major}.{sys.version_info.minor} {digest}"
 
@@ -62,8 +75,13 @@ def _make(venv: Path, yes: bool) -> None:
     _run([sys.executable, "-m", "venv", str(venv)], f"No se pudo crear {venv.name}")
 
 
+def venv_package() -> str:
+    """Debian's name for what its python3 lacks."""
+    return f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+
+
 def _add_venv_module(yes: bool) -> None:
-    package = f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+    package = venv_package()
     if not (yes and has_apt()):
         raise EnvironmentProblem(
             f"A este Python le falta el módulo venv. Instálalo con: sudo apt-get install {package}"
