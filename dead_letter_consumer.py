@@ -103,11 +103,12 @@ def timeline(journey) -> list[str]:
 def summary(connection, arguments) -> int:
     found = some(letters(connection, arguments), arguments)
     counts = Counter((letter.error_type, letter.consumer) for *_, letter in found)
+    most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     if console.json_mode:
-        for (error, consumer), count in counts.most_common():
+        for (error, consumer), count in most_first:
             console.data({"error": error, "consumer": consumer, "count": count})
         return EXIT_OK
-    rows = [("error", "consumidor", "cartas")] + [(*key, count) for key, count in counts.most_common()]
+    rows = [("error", "consumidor", "cartas")] + [(*key, count) for key, count in most_first]
     for line in console.table(rows, right={2}):
         console.say(line)
     console.say(f"total: {counts.total()}")

@@ -32,6 +32,7 @@ DELAYS = "0.3,0.6,0.9"
 
 def pytest_addoption(parser):
     parser.addoption("--faults", action="store_true", help="also tests/faults: a quarter of an hour more")
+    parser.addoption("--record", action="store_true", help="write what the lab prints now into its pages")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -217,16 +218,17 @@ class _Channel:
 
 
 class Running:
-    """A script as a process; its lines are read as they come, stdout and stderr apart."""
+    """A script as a process; its lines are read as they come, stdout and stderr apart, or together as on a screen."""
 
-    def __init__(self, command: list[str], environment: dict, folder: Path):
+    def __init__(self, command: list[str], environment: dict, folder: Path, together: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         self.out: list[str] = []
         self.err: list[str] = []
         self.process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+                                        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+                                        stderr=subprocess.STDOUT if together else subprocess.PIPE)
         self.readers = [threading.Thread(target=_read_lines, args=pair, daemon=True)
-                        for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))]
+                        for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err)) if pair[0]]
         for reader in self.readers:
             reader.start()
 

@@ -157,14 +157,14 @@ class Player:
         return self.ended + [line for process, start in zip(self.running, starts) for line in process.out[start:]]
 
 
-def pattern(line: str) -> str:
-    """A README's line as a regular expression: other times, ids and places, short delays."""
-    for shown, used in zip(config.DEFAULTS["RETRY_DELAYS"].split(","), DELAYS.split(",")):
+def pattern(line: str, delays: str = DELAYS) -> str:
+    """A page's line as a regular expression: other times, ids, places and rates; `delays` in place of the default ones."""
+    for shown, used in zip(config.DEFAULTS["RETRY_DELAYS"].split(","), filter(None, delays.split(","))):
         line = line.replace(exchange.retry_queue("", float(shown)), exchange.retry_queue("", float(used)))
     made = re.escape(line)
     for shown, wanted in ((r"(?:\\ )+", r"\\s+"), (r"\b\d\d:\d\d:\d\d", r"\\d\\d:\\d\\d:\\d\\d"),
                           (r"\d+\\\.\d(?=\\s\+s\\s\+en)", r"\\d+\\.\\d"), (r"(?<=evento\\s\+)[0-9a-f]{8}\b", r"(?P<id>[0-9a-f]{8})"),
-                          ("…", r"\\S+"), (r"localhost:5672", r"\\S+:\\d+"), (r"(?<=^carta\\s\+)\d+", r"\\d+")):
+                          ("…", r"\\S+"), (r"\d+(?=\\s\+eventos/s)", r"\\d+"), (r"localhost:5672", r"\\S+:\\d+"), (r"(?<=^carta\\s\+)\d+", r"\\d+")):
         made = re.sub(shown, wanted, made)
     return made
 
