@@ -3,10 +3,8 @@
     python kit.py test -- tests/test_lab.py --record     writes what is printed now into the pages
 """
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 
