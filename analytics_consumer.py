@@ -3,7 +3,8 @@
   python analytics_consumer.py             cuenta lo que llega
   python analytics_consumer.py --report    muestra las cuentas, con barras
 
-Por cada evento verás una línea:  10:31:02 contado: UsuarioCreado, eco.com · evento … · intento 1
+Por cada evento verás una línea:
+  10:31:02 contado: UsuarioCreado, eco.com · evento … · intento 1
 Las cuentas quedan en STATE_DIR/analytics.db (SQLite).
 """
 

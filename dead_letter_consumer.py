@@ -1,12 +1,13 @@
-"""Muestra las cartas muertas de dead_letter_queue: qué era, de quién, por qué, y su camino.
+"""Muestra las cartas muertas: qué era, de quién, por qué, y su camino.
 
-  python dead_letter_consumer.py                       mira, en vivo; no quita nada
-  python dead_letter_consumer.py --summary             cuántas por error y consumidor
-  python dead_letter_consumer.py --export cartas.jsonl guarda una copia
-  python dead_letter_consumer.py --replay              las devuelve a su cola, y solo a esa
-  python dead_letter_consumer.py --discard             las borra (pregunta)
+  python dead_letter_consumer.py              mira, en vivo; no quita nada
+  python dead_letter_consumer.py --summary    cuántas por error y consumidor
+  python dead_letter_consumer.py --export cartas.jsonl    guarda una copia
+  python dead_letter_consumer.py --replay     las devuelve a su cola
+  python dead_letter_consumer.py --discard    las borra (pregunta)
 
---consumer, --id y --error eligen; --dry-run dice qué haría --replay o --discard.
+--consumer, --id y --error eligen cuáles. Con --dry-run, --replay y --discard
+dicen qué harían.
 """
 
 # How a letter is looked at without taking it away: look() in common/letters.py; the live view: common/watching.py.

@@ -2,9 +2,12 @@
 
   python email_consumer_simple.py
 
-Por cada evento verás una línea:  10:31:02 email enviado a juan@eco.com · evento … · intento 1
-El correo queda en STATE_DIR/outbox, un buzón Maildir que cualquier programa de correo abre.
-Con SMTP_URL sale además por ese servidor, por ejemplo:  --smtp-url smtp://localhost:1025
+Por cada evento verás una línea:
+  10:31:02 email enviado a juan@eco.com · evento … · intento 1
+
+El correo queda en STATE_DIR/outbox, un buzón Maildir que cualquier programa
+de correo abre. Con SMTP_URL sale además por ese servidor:
+  python email_consumer_simple.py --smtp-url smtp://localhost:1025
 """
 
 # The file's name is made from the event's id, so writing it twice is writing it once. What an SMTP server has

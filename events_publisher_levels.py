@@ -2,14 +2,16 @@
 
   python events_publisher_levels.py --level 1 --nombre "Juan" --email "juan@eco.com"
 
-  nivel 1, simple        se envía; nadie contesta
-  nivel 2, persistente   se pide al broker que lo guarde en disco; nadie contesta
-  nivel 3, confirmado    el broker contesta por cada evento; sin respuesta, se envía de nuevo
+  nivel 1, simple       se envía; nadie contesta
+  nivel 2, persistente  se pide al broker que lo guarde; nadie contesta
+  nivel 3, confirmado   el broker contesta; si no, se envía de nuevo
 
-Lo que el nivel 3 no llegó a confirmar, aunque su proceso muriera, queda en STATE_DIR y se envía con
+Lo que el nivel 3 no llegó a confirmar, aunque su proceso muriera, queda en
+STATE_DIR y se envía con
   python events_publisher_levels.py --resume
 
-Verás una línea por evento, por ejemplo:  enviado, sin confirmación · evento … · Juan <juan@eco.com>
+Verás una línea por evento:
+  enviado, sin confirmación · evento … · Juan <juan@eco.com>
 """
 
 # What changes between the three levels is the lesson: read them one under the other.

@@ -2,7 +2,8 @@
 
   python loyalty_consumer_simple.py
 
-Por cada evento verás una línea:  10:31:02 lealtad activada para Juan (100 puntos) · evento … · intento 1
+Por cada evento verás una línea:
+  10:31:02 lealtad activada para Juan (100 puntos) · evento … · intento 1
 Las cuentas quedan en STATE_DIR/loyalty.db (SQLite).
 """
 

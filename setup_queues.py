@@ -1,11 +1,12 @@
-"""Crea el exchange, las colas, los reintentos y dead_letter_queue; repetirlo no cambia nada.
+"""Crea el exchange, las colas, los reintentos y dead_letter_queue.
 
-  python setup_queues.py                    crea lo que falte y muestra el árbol
-  python setup_queues.py --show text        solo mira (también json y mermaid)
-  python setup_queues.py --watch            mira sin parar, hasta Ctrl-C
-  python setup_queues.py --check            compara; termina en 1 si algo difiere
-  python setup_queues.py --reset            lo borra todo y lo crea de nuevo (pregunta)
+  python setup_queues.py               crea lo que falte y muestra el árbol
+  python setup_queues.py --show text   solo mira (también json y mermaid)
+  python setup_queues.py --watch       mira sin parar, hasta Ctrl-C
+  python setup_queues.py --check       compara; termina en 1 si algo difiere
+  python setup_queues.py --reset       lo borra y lo crea de nuevo (pregunta)
 
+Repetirlo no cambia nada.
 Verás cada cola con sus mensajes listos y sus consumidores.
 """
 

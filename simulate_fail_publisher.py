@@ -2,7 +2,7 @@
 
   python simulate_fail_publisher.py --count 3
 
-  --mode transient      falla en cada intento (de fábrica): tras las esperas, dead_letter_queue
+  --mode transient      falla siempre (de fábrica): al final, dead_letter_queue
   --mode flaky          falla --times veces y luego va bien
   --mode permanent      no tiene arreglo: dead_letter_queue sin esperas
   --mode malformed      el cuerpo no es un evento: dead_letter_queue sin esperas

@@ -51,7 +51,7 @@ argparse._ = lambda text: _SPANISH.get(text, text)  # type: ignore[attr-defined]
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser that already knows the flags of the settings."""
-    spanish = argparse.ArgumentParser(description=description, allow_abbrev=False,
+    spanish = argparse.ArgumentParser(description=description, usage="python %(prog)s [opciones]", allow_abbrev=False,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     spanish.error = wrong_usage  # type: ignore[method-assign]  # argparse prints its usage before it
     spanish.add_argument("--json", action="store_true",

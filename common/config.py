@@ -197,7 +197,7 @@ def _is_smtp_url(text: str) -> bool:
         return bool(parts.scheme in SMTP_PORTS and parts.hostname and parts.port != 0
                     and (not parts.username) == (not parts.password)
                     and not (parts.path.strip("/") or parts.query or parts.fragment)
-                    and unquote(text).isascii() and text.isprintable() and " " not in text)
+                    and unquote(text).isascii() and unquote(text).isprintable() and " " not in text)
     except ValueError:
         return False
 

@@ -2,7 +2,8 @@
 
   python coupon_consumer.py
 
-Por cada evento verás una línea:  10:31:02 cupón HOLA-… para Juan · evento … · intento 1
+Por cada evento verás una línea:
+  10:31:02 cupón HOLA-… para Juan · evento … · intento 1
 """
 
 from common.cli import run

@@ -63,6 +63,10 @@ def refused(ended, code: int, *words: str) -> str:
     (PUBLISHER, "--lev 1 --nombre J --email j@e.co", "no se conoce --lev"),
     (EMAIL, "--prefetch 0", "de 1 a 10000"), (EMAIL, "--prefetch 10001", "de 1 a 10000"),
     (EMAIL, "--limit 0", "--limit:"), (EMAIL, "--idle-timeout 0", "--idle-timeout:"), (EMAIL, "--eph", "no se conoce"),
+    (SETUP, "--yes", "--yes y --force van con --reset"), (SETUP, "--watch --check", "no va junto con"),
+    (SIMULATOR, "--times 3", "--times va con --mode flaky"), (SIMULATOR, "--mode flaky --seconds 1", "--mode slow"),
+    (DEAD, "--rate 5", "--rate va con --replay"), (DEAD, "--summary --yes", "--yes va con --discard"),
+    (DEAD, "--export x --dry-run", "--dry-run va con --replay o --discard"), (DEAD, "--replay --idle-timeout 1", "en vivo"),
     (SETUP, "--show xml", "elige entre"), (SETUP, "--check --reset", "no va junto con"), (SETUP, "--forc", "no se conoce"),
     (SIMULATOR, "--mode boom", "elige entre"), (SIMULATOR, "--consumer nadie", "elige entre"),
     (SIMULATOR, "--times 0", "--times:"), (SIMULATOR, "--seconds -1", "--seconds"), (SIMULATOR, "--mod slow", "no se conoce"),
@@ -125,6 +129,12 @@ SETTINGS = [
                                               ",".join("1" * 21), "9" * 5000, "\x1b[31m", "5\n\udcff")),
     *(("QUEUE_TYPE", kind) for kind in ("Quorum", "stream", "\x1b[31m\n", "x" * 5000)),
     ("STATE_DIR", "~nadie-con-este-nombre/x"),
+    *(("SMTP_URL", url) for url in ("localhost:1025", "http://h", "smtp://", f"smtp://g:{SECRET}@", "smtp://g@h", f"smtp://:{SECRET}@h",
+                                    f"smtp://g:{SECRET}@h:0", f"smtp://g:{SECRET}@h:x", f"smtp://g:{SECRET}@h:65536",
+                                    f"smtp://g:{SECRET}/x@h", f"smtp://g:{SECRET}@h/x", f"smtp://g:{SECRET}#x@h",
+                                    f"smtp://g:{SECRET}?x@h", f"smtp://g:{SECRET} @h", f"smtp://g:{SECRET}ñ@h",
+                                    f"smtp://g:{SECRET}%C3%B1@h", f"smtp://g:{SECRET}\n@h", f"smtp://g:{SECRET}%0d%0aX@h",
+                                    f"smtp://g:{SECRET}@{'a' * 64}", f"smtp://g:{SECRET}@[::1", f"smtp://g:{SECRET}@h\udcff", " ")),
 ]
 
 

@@ -1,6 +1,7 @@
 """Looking at dead letters destroys none; a replay goes to the source queue alone; broker-made letters too."""
 
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -8,6 +9,7 @@ from collections import Counter
 import pika
 import pytest
 
+import dead_letter_consumer
 from common import events, exchange, retry
 from tests.conftest import wait_until
 
@@ -76,6 +78,25 @@ def test_a_letter_is_shown_with_what_whose_why_how_often_and_its_journey(kit):
                      r" {12}\d\d:\d\d:\d\d  ✘ intento 2 → dead_letter_queue\n", shown)
     assert "\x1b" not in shown
     kit.wait_for_depth(DLQ, 1)
+
+
+@pytest.fixture(params=["UTC", "America/Montevideo", "Pacific/Kiritimati"])
+def zone(request, monkeypatch):
+    """Local time elsewhere (Windows knows one only)."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset() if os.name != "nt" else None
+    yield
+    monkeypatch.undo()
+    time.tzset() if os.name != "nt" else None
+
+
+@pytest.mark.parametrize("failed_at", ["", "ayer", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "2026-11-24T10:00:00",
+                                       "2026-11-24T10:00:00+99:00", "\x1b[2J"])
+def test_a_journey_with_times_that_are_none_is_drawn_all_the_same(failed_at, zone):
+    stops = [{"attempt": 1, "failed_at": failed_at, "to": "\x1b[2J"}, {"attempt": 2, "failed_at": events.now(), "to": DLQ}]
+    for journey in (stops, stops[::-1], stops[:1]):
+        lines = dead_letter_consumer.timeline(retry.journey_of({"x-journey": journey}))
+        assert len(lines) == 2 * len(journey) - 1 and "\x1b" not in "".join(lines)
 
 
 def test_json_is_one_object_a_letter_with_the_body(kit):

@@ -92,6 +92,13 @@ def common_flags() -> set[str]:
     return set.intersection(*(flags_of(script) for script in SCRIPTS if script != "kit.py"))
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_line_of_the_help_fits_in_80_columns(script, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = help_of.__wrapped__(script).splitlines()
+    assert [line for line in lines if len(line) > 80 and not line.startswith("  python ")] == []
+
+
 # ---------------------------------------------------------------- playing a README's section
 
 

@@ -86,7 +86,7 @@ def look(stage: Stage, opened) -> None:
 
 def replay(stage: Stage, opened) -> None:
     stage.title("4. Arreglado el fallo, repetir las cartas muertas")
-    console.say(f"  Este evento falla {TRIES} veces en cada consumidor: todos sus intentos. El siguiente sale bien.")
+    console.say(f"  Este evento falla {TRIES} veces en cada consumidor. El siguiente intento sale bien.")
     before = effects(stage)
     stage.run("simulate_fail_publisher", "--mode", "flaky", "--times", str(TRIES))
     stage.check_soon("una carta muerta por consumidor", 3, lambda: depth(opened, "dead_letter_queue"))

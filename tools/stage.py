@@ -38,7 +38,7 @@ class Script:
     def _show_lines(self) -> None:
         for line in self._process.stdout:
             self.lines.append(line.rstrip("\n"))
-            console.say(f"  {_tint(self.name.split('_')[0].ljust(NAME_WIDTH), self._colour)} │ {self.lines[-1]}")
+            console.say(f"{_tint(self.name.split('_')[0].ljust(NAME_WIDTH), self._colour)}│ {self.lines[-1]}")
 
     def text(self) -> str:
         return "\n".join(self.lines)
