@@ -4,6 +4,8 @@ import email
 import email.policy
 import json
 import socket
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -82,6 +84,19 @@ def test_two_processes_share_the_mails_and_send_each_once(kit, mail):
     pair = [kit.start(EMAIL, "--idle-timeout", "3", "--prefetch", "5", "--smtp-url", mail.url) for _ in range(2)]
     assert [running.end() for running in pair] == [0, 0]
     assert sorted(sent["X-RcptTo"] for sent in mail.messages()) == sorted(event.email for event in made)
+
+
+def test_a_consumer_killed_between_the_servers_answer_and_the_ledger_sends_it_again_with_the_same_message_id(kit, mail):
+    kit.done(EMAIL, "--idle-timeout", "0.1")  # makes the ledger
+    [event] = to(kit, "zoe")
+    with closing(sqlite3.connect(kit.state / "email.db", isolation_level=None)) as ledger:
+        ledger.execute("BEGIN IMMEDIATE")  # whoever wants to write waits
+        killed = kit.start(EMAIL, "--smtp-url", mail.url)
+        wait_until(mail.messages, "the first mail", killed.text)
+        killed.kill()
+    kit.done(EMAIL, "--limit", "1", "--smtp-url", mail.url)
+    assert [sent["Message-ID"] for sent in mail.messages()] == 2 * [f"<{event.id}@ecomarket.example>"]
+    assert kit.report(EMAIL) == {"emails": 1} and kit.depth("email_queue") == 0
 
 
 # ---------------------------------------------------------------- whose fault it is
