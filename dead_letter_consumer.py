@@ -65,7 +65,7 @@ def watch(settings, arguments) -> int:
     watcher = Watcher(settings, tell, lambda letter: wanted(letter, arguments), arguments.limit, arguments.idle_timeout)
     console.say(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.")
     watcher.until_stopped()
-    console.say(f"cartas vistas: {watcher.shown.total()}; siguen todas en {DEAD_LETTER_QUEUE}.")
+    console.say(f"cartas vistas: {watcher.shown.total()}. Mirar no ha quitado ninguna.")
     return EXIT_OK
 
 
@@ -189,7 +189,7 @@ def discard(connection, arguments) -> int:
         chosen = sum(1 for _ in some(letters(connection, arguments), arguments))
         if chosen == 0:
             return closing(counts)
-        if not cli.confirm(f"¿Borrar para siempre {chosen} cartas?"):
+        if not cli.confirm(f"Cartas que se borrarían para siempre: {chosen}. ¿Borrarlas?"):
             console.complain("No se borra nada. Para borrar sin pregunta: --yes.")
             return EXIT_CHECK_FAILED
     for channel, tag, _, letter in some(letters(connection, arguments), arguments):

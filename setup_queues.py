@@ -83,7 +83,7 @@ def reset(connection, settings, arguments) -> bool:
                          " añade --force.")
         return False
     messages = sum(state.ready for state in there)
-    if not arguments.yes and not cli.confirm(f"¿Borrar {len(there)} colas con {messages} mensajes?"):
+    if not arguments.yes and not cli.confirm(f"Colas: {len(there)}, mensajes en ellas: {messages}. ¿Borrarlo todo?"):
         console.complain("No se borra nada. Para borrar sin pregunta: --yes.")
         return False
     channel = connection.channel()

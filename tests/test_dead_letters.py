@@ -377,7 +377,7 @@ def test_a_discard_asks_and_no_answer_is_a_no(kit):
         assert "No se borra nada" in ended.stdout + (ended.stderr or "")
     kit.wait_for_depth(DLQ, 1)
     ended = kit.run_at_terminal("s\n", SCRIPT, "--discard", "--limit", "1")
-    assert ended.returncode == 0 and "¿Borrar" in ended.stdout
+    assert ended.returncode == 0 and "¿Borrarlas?" in ended.stdout
     assert kit.depth(DLQ) == 0
 
 

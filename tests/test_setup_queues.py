@@ -248,7 +248,7 @@ def test_reset_asks_and_no_answer_is_a_no(kit):
         assert ended.returncode == 1
         assert "No se borra nada" in ended.stdout + (ended.stderr or "")
         assert kit.run(SETUP, "--check").returncode == 1
-    assert "¿Borrar 12 colas con 0 mensajes?" in kit.run_at_terminal("sí\n", SETUP, "--reset").stdout
+    assert "Colas: 12, mensajes en ellas: 0. ¿Borrarlo todo?" in kit.run_at_terminal("sí\n", SETUP, "--reset").stdout
     kit.done(SETUP, "--check")
 
 
