@@ -225,6 +225,8 @@ def parsed(argv):
     """The arguments; none that the wanted action would ignore."""
     arguments = parser().parse_args(argv)
     arguments.live = not (arguments.summary or arguments.export is not None or arguments.replay or arguments.discard)
+    if "" in (arguments.id, arguments.error):
+        cli.wrong_usage("--id y --error no pueden estar vacíos: elegirían todas las cartas, o las que no tienen id")
     for flag, given, fits in (("--rate va con --replay", arguments.rate, arguments.replay),
                               ("--yes va con --discard", arguments.yes, arguments.discard),
                               ("--dry-run va con --replay o --discard", arguments.dry_run,

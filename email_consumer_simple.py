@@ -18,7 +18,8 @@ from email.charset import QP, Charset
 from email.header import Header
 from email.mime.text import MIMEText
 from email.policy import compat32
-from email.utils import formatdate, parseaddr
+from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -26,11 +27,11 @@ from urllib.parse import unquote, urlsplit
 from common.cli import run
 from common.config import Settings
 from common.consumer import Consumer, main
-from common.events import Event
+from common.events import EMAIL, Event
 from common.ledger import COMFORT, Ledger
 from common.state import unwritable
 
-SENDER = "Ecomarket <bienvenida@ecomarket.example>"
+SENDER = "bienvenida@ecomarket.example"
 UTF_8 = Charset("utf-8")
 UTF_8.body_encoding = QP  # readable in the file, unlike base64
 CRLF = compat32.clone(linesep="\r\n")
@@ -44,23 +45,23 @@ def email_consumer(settings: Settings) -> Consumer:
 def send_email(smtp_url: str, event: Event, state: Ledger) -> str:
     sender = sender_of(smtp_url)
     message = welcome(event, sender).as_bytes(policy=CRLF)
-    if smtp_url:
-        from common import smtp  # late: most classes need none
+    with delivered(state.folder / "outbox", event.id, message):
+        if smtp_url:
+            from common import smtp  # late: most classes need none
 
-        smtp.send(smtp_url, parseaddr(sender)[1], event.email, message)
-    deliver(state.folder / "outbox", event.id, message)
+            smtp.send(smtp_url, sender, event.email, message)
     return f"email enviado a {event.email}"
 
 
 def sender_of(smtp_url: str) -> str:
     """The account's own address, if its user is one: most servers let it send as nobody else."""
     user = unquote(urlsplit(smtp_url).username or "")
-    return f"Ecomarket <{user}>" if "@" in user else SENDER
+    return user if EMAIL.fullmatch(user) else SENDER
 
 
-def welcome(event: Event, sender: str) -> MIMEText:
+def welcome(event: Event, sender: str = SENDER) -> MIMEText:
     message = MIMEText(TEXT.format(nombre=event.nombre), "plain", UTF_8)  # type: ignore[arg-type]
-    message["From"] = sender
+    message["From"] = f"Ecomarket <{sender}>"
     message["To"] = mailbox(event.nombre, event.email)
     message["Subject"] = Header(f"Te damos la bienvenida, {event.nombre}", "utf-8", header_name="Subject")
     message["Date"] = formatdate()
@@ -78,8 +79,12 @@ def mailbox(nombre: str, email: str) -> Header:
     return header
 
 
-def deliver(outbox: Path, event_id: str, message: bytes) -> None:
-    """Write into a Maildir: whole and on disk, or not there (https://cr.yp.to/proto/maildir.html)."""
+@contextmanager
+def delivered(outbox: Path, event_id: str, message: bytes):
+    """Write into a Maildir, whole and on disk or not at all (https://cr.yp.to/proto/maildir.html).
+
+    It gets its name when the block is done; so a disk that fails does so before the block, and if that raises, no mail is there.
+    """
     draft = outbox / "tmp" / f"{event_id}.{os.getpid()}"
     try:
         for folder in ("tmp", "new", "cur"):
@@ -88,11 +93,15 @@ def deliver(outbox: Path, event_id: str, message: bytes) -> None:
             file.write(message)
             file.flush()
             os.fsync(file.fileno())
+        yield
         draft.replace(outbox / "new" / f"{event_id}.ecomarket")
         sync_folder(outbox / "new")
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise unwritable(outbox, error, COMFORT) from None
+    except BaseException as error:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(outbox, error, COMFORT) from None
+        raise
 
 
 def sync_folder(folder: Path) -> None:

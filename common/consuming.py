@@ -8,6 +8,7 @@ redelivery, never a loss, and the ledger turns the redelivery into nothing.
 import time
 import uuid
 from collections import Counter
+from contextlib import suppress
 from typing import NamedTuple
 
 import pika
@@ -21,7 +22,7 @@ from common.deliveries import STOP_TIMEOUT_S, Deliveries, Delivery
 from common.events import USER_CREATED, Event, decode, now
 from common.ledger import Ledger
 from common.publishing import Message
-from common.retry import PermanentError, attempt_of, failed_headers, next_step
+from common.retry import PermanentError, attempt_of, cut, failed_headers, next_step
 from common.state import StateError
 
 BATCH_S = 0.1  # a batch is committed and acked at least this often
@@ -156,6 +157,10 @@ class _Run:
             if delivery.redelivered:
                 self.ledger.forget_starts(event.id)
         except (StateError, ConfigError):  # nothing is acked: the broker keeps it all
+            if event and delivery.redelivered:
+                with suppress(StateError):  # the disk may be the reason
+                    self.ledger.forget_starts(event.id)  # an end in good order, too
+                    self.ledger.commit()
             raise
         except Exception as error:
             if event and delivery.redelivered:
@@ -178,7 +183,7 @@ class _Run:
             source_queue=exchange.CONSUMERS[self.consumer.name]))
         return Outcome(delivery, DEAD if step.delay_s is None else RETRY,
                        event.id if event else str(properties.message_id),
-                       f"falló → {self._name(to, step.delay_s)}", f"{type(error).__name__}: {error}",
+                       f"falló → {self._name(to, step.delay_s)}", f"{type(error).__name__}: {cut(str(error))}",
                        Message("", to, delivery.body, properties))
 
     def _name(self, to: str, delay_s: float | None) -> str:

@@ -46,7 +46,10 @@ class Flow(View):
                  "next_return_s": returns[state.queue.name]} for state in states]})
         elif self._redraws:
             size = shutil.get_terminal_size()
-            frame = picture(states, returns, size.columns)[:size.lines - 1]
+            room = size.lines - 2  # the cursor stands below
+            if len(states) >= room:  # the retries go first
+                states = [state for state in states if "x-message-ttl" not in state.queue.arguments]
+            frame = picture(states, returns, size.columns)[:max(room, 1)]
             console.say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in frame) + "\x1b[J")
         else:
             line = " · ".join(f"{state.queue.name} {state.ready}" for state in states if state.ready) or "todo vacío"

@@ -65,6 +65,7 @@ def refused(ended, code: int, *words: str) -> str:
     (EMAIL, "--limit 0", "--limit:"), (EMAIL, "--idle-timeout 0", "--idle-timeout:"), (EMAIL, "--eph", "no se conoce"),
     (SETUP, "--yes", "--yes y --force van con --reset"), (SETUP, "--watch --check", "no va junto con"),
     (SIMULATOR, "--times 3", "--times va con --mode flaky"), (SIMULATOR, "--mode flaky --seconds 1", "--mode slow"),
+    (DEAD, "--discard --yes --id=", "no pueden estar vacíos"), (DEAD, "--replay --error=", "no pueden estar vacíos"),
     (DEAD, "--rate 5", "--rate va con --replay"), (DEAD, "--summary --yes", "--yes va con --discard"),
     (DEAD, "--export x --dry-run", "--dry-run va con --replay o --discard"), (DEAD, "--replay --idle-timeout 1", "en vivo"),
     (SETUP, "--show xml", "elige entre"), (SETUP, "--check --reset", "no va junto con"), (SETUP, "--forc", "no se conoce"),

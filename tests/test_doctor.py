@@ -56,6 +56,11 @@ def test_a_setting_that_is_wrong_is_one_line_and_not_the_end(alone):
     assert "✘ RETRY_DELAYS='cinco' no vale" in shown and "✔ Python" in shown
 
 
+def test_a_folder_that_cannot_be_is_one_line_and_not_the_end(kit):
+    ended = kit.run("kit.py", "doctor", STATE_DIR="a" * 300)
+    assert ended.returncode == 1 and "✘ no se puede escribir en" in ended.stdout and "Traceback" not in ended.stderr
+
+
 def test_a_mail_server_that_is_away_is_named(kit):
     port = free_port()
     assert f"✘ el servidor de correo no responde en localhost:{port}" in examined(kit, 1, SMTP_URL=f"smtp://localhost:{port}")

@@ -65,6 +65,15 @@ def test_a_bar_is_a_block_a_message_until_one_queue_has_more():
     assert [line.count("█") for line in (few[1], few[-1], many[1], many[-1])] == [3, 12, 1, 24]
 
 
+def test_on_a_low_terminal_the_retries_give_way_and_the_dead_letters_stay(monkeypatch, capsys):
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 10)))
+    view = flow.Flow(load())
+    view._redraws = True
+    view._show(found({"email_queue": 3, "dead_letter_queue": 9}))
+    frame = capsys.readouterr().out
+    assert frame.count("\n") < 10 and "email_queue" in frame and "dead_letter_queue" in frame and "retry" not in frame
+
+
 # ---------------------------------------------------------------- the script
 
 

@@ -5,11 +5,15 @@ import email.policy
 import json
 import socket
 import sqlite3
-from contextlib import closing
+import threading
+import time
+from contextlib import closing, suppress
 
 import pytest
 
 from common import events, smtp
+from common.config import ConfigError
+from common.retry import PermanentError
 from tests.conftest import MailServer, wait_until
 from tests.test_bad_input import refused
 from tests.test_tls import certificates
@@ -137,6 +141,91 @@ def test_a_server_that_says_nothing_counts_as_away_and_locks_nobody_out(monkeypa
     wait_until(lambda: kit.consumers("email_queue") == 1 and kit.depth("email_queue") == 0, "it to be taken", waiting.text)
     kit.publish_event(queue="email_queue")
     kit.done(EMAIL, "--limit", "1", timeout=8)  # a second process, which writes the same ledger
+
+
+@pytest.fixture
+def odd(request):
+    """odd(**replies) -> URL of a server that answers a command (or GREETING, DOT) as told, and else as it should."""
+    sockets = []
+
+    def start(**replies) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        sockets.append(server)
+        threading.Thread(target=serve, args=(server, replies), daemon=True).start()
+        return f"smtp://ana:{SECRET}@localhost:{server.getsockname()[1]}"
+
+    yield start
+    for server in sockets:
+        server.close()
+
+
+def serve(server, replies: dict) -> None:
+    with suppress(OSError), server.accept()[0] as connection:
+        say = lambda name, usual: connection.sendall(f"{replies.get(name, usual)}\r\n".encode("utf-8", "surrogateescape"))  # noqa: E731
+        say("GREETING", "220 hola")
+        data = False
+        for line in connection.makefile("rb"):
+            command = line.split()[0].upper().decode() if line.split() else ""
+            if data and line != b".\r\n":
+                continue
+            if data or command not in ("DATA", "EHLO"):
+                say("DOT" if data else command, "250 bien" if command != "AUTH" else "235 pasa")
+            else:
+                say(command, {"DATA": "354 adelante", "EHLO": "250-hola\r\n250 AUTH PLAIN"}[command])
+            data = command == "DATA" and not data
+
+
+LONG = "250 " + "x" * 10_000
+
+
+@pytest.mark.parametrize("replies, error", [
+    ({"AUTH": "454 luego"}, smtp.MailNotSent), ({"AUTH": f"501 esto no: {SECRET}"}, ConfigError),
+    ({"AUTH": "504 así no"}, ConfigError), ({"AUTH": "554 no"}, ConfigError), ({"EHLO": "250 AUTH XOAUTH2"}, ConfigError),
+    ({"EHLO": "250 hola"}, ConfigError), ({"GREETING": "554 nadie"}, smtp.MailNotSent), ({"GREETING": LONG}, smtp.MailNotSent),
+    ({"EHLO": "550 no", "HELO": "550 no"}, smtp.MailNotSent), ({"EHLO": "250-x\r\n250 STARTTLS", "STARTTLS": "502 no"}, smtp.MailNotSent),
+    ({"MAIL": "451 luego"}, smtp.MailNotSent), ({"MAIL": "553 tú no"}, PermanentError), ({"MAIL": "530 entra antes"}, ConfigError),
+    ({"RCPT": "452 lleno"}, smtp.MailNotSent), ({"RCPT": "550-nadie\r\n550 \x1b[2J \udcff"}, PermanentError),
+    ({"DATA": "554 no"}, PermanentError), ({"DOT": "452 lleno"}, smtp.MailNotSent), ({"DOT": "552 grande"}, PermanentError)],
+    ids=lambda value: str(value)[:60] if isinstance(value, dict) else value.__name__)
+def test_what_is_said_of_the_message_may_be_final_and_what_is_said_before_it_is_not(odd, replies, error):
+    with pytest.raises(error) as raised:
+        smtp.send(odd(**replies), "a@eco.com", "b@eco.com", b"x")
+    assert SECRET not in str(raised.value)
+
+
+def test_a_clumsy_goodbye_changes_nothing(odd):
+    smtp.send(odd(QUIT="500 " + "x" * 10_000), "a@eco.com", "b@eco.com", b"x")
+
+
+def test_a_server_that_answers_a_little_at_a_time_has_a_deadline(monkeypatch):
+    monkeypatch.setattr(smtp, "DEADLINE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        def drip():
+            with suppress(OSError), server.accept()[0] as connection:
+                while True:
+                    connection.sendall(b"2")
+                    time.sleep(0.1)
+        threading.Thread(target=drip, daemon=True).start()
+        with pytest.raises(smtp.MailNotSent):
+            smtp.send(f"smtp://127.0.0.1:{server.getsockname()[1]}", "a@eco.com", "b@eco.com", b"x")
+
+
+def test_a_stop_because_of_the_password_is_no_death_of_the_process(kit, odd):
+    [event] = to(kit, "zoe")
+    for _ in range(8):  # more than the deaths that make a dead letter
+        refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", odd(AUTH="535 no")), 78, "usuario o la contraseña")
+    assert (kit.depth("email_queue"), kit.depth("dead_letter_queue")) == (1, 0)
+
+
+@pytest.mark.parametrize("place", ["outbox", "outbox/new"])
+def test_where_the_outbox_cannot_be_written_nothing_is_sent_and_nothing_dies(kit, mail, place):
+    to(kit, "zoe")
+    (kit.state / place).parent.mkdir(parents=True, exist_ok=True)
+    (kit.state / place).touch()
+    for _ in range(8):
+        refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", mail.url), 78, "outbox")
+    assert mail.messages() == []
+    assert (kit.depth("email_queue"), kit.depth("dead_letter_queue")) == (1, 0)
 
 
 # ---------------------------------------------------------------- accounts and TLS

@@ -65,8 +65,9 @@ def settings() -> Iterator[Finding]:
 
 def state_dir(loaded: config.Settings) -> Iterator[Finding]:
     """Try to write where STATE_DIR is, or will be."""
-    folder = next(folder for folder in (loaded.state_dir, *loaded.state_dir.parents) if folder.exists())
+    folder = loaded.state_dir
     try:
+        folder = next(there for there in (folder, *folder.parents) if there.exists())
         tempfile.TemporaryFile(dir=folder).close()
         yield True, f"se puede escribir en {folder}"
     except OSError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # as for a script that lies there
 
-from common import consumer, consuming  # noqa: E402
+from common import config, consumer, consuming  # noqa: E402
 from common.deliveries import Deliveries  # noqa: E402
 
 POLL_S = 0.01
@@ -41,6 +41,8 @@ def killed_by_veneno() -> None:
             if event.nombre == "Veneno":
                 os.kill(os.getpid(), signal.SIGKILL)
             return ours.handle(event, state)
+        if not isinstance(ours, consumer.Consumer):  # made from the settings
+            ours = ours(config.load())
         return main(replace(ours, handle=handle), *arguments)
 
     consumer.main = deadly
