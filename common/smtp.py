@@ -34,7 +34,7 @@ def send(url: str, sender: str, recipient: str, message: bytes) -> None:
     parts = urlsplit(url)
     try:
         with _connected(parts) as server:
-            _log_in(server, url)
+            _log_in(server, url, parts)
             server.sendmail(sender, [recipient], message)
             with suppress(OSError):  # it has the message: a clumsy goodbye changes nothing
                 server.quit()
@@ -58,8 +58,10 @@ def send(url: str, sender: str, recipient: str, message: bytes) -> None:
 @contextmanager
 def _connected(parts):
     """A connection that is cut after DEADLINE_S, whatever it is waiting for, and closed at the end."""
-    kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
-    server = kind(timeout=TIMEOUT_S, **({"context": ssl.create_default_context()} if parts.scheme == "smtps" else {}))
+    if parts.scheme == "smtps":
+        server: smtplib.SMTP = smtplib.SMTP_SSL(timeout=TIMEOUT_S, context=ssl.create_default_context())
+    else:
+        server = smtplib.SMTP(timeout=TIMEOUT_S)
     timer = threading.Timer(DEADLINE_S, _cut, [server])
     timer.daemon = True
     timer.start()
@@ -79,10 +81,9 @@ def _cut(server: smtplib.SMTP) -> None:
         server.sock.shutdown(socket.SHUT_RDWR)
 
 
-def _log_in(server: smtplib.SMTP, url: str) -> None:
+def _log_in(server: smtplib.SMTP, url: str, parts) -> None:
     """Encrypted where it can be, and logged in if the URL says as whom. What the server says of an account is not
     repeated: it may quote the password."""
-    parts = urlsplit(url)
     encrypted = parts.scheme == "smtps"
     server.ehlo_or_helo_if_needed()
     if not encrypted and server.has_extn("starttls"):

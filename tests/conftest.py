@@ -289,22 +289,26 @@ def smtp_python():
 class MailServer:
     """tests/smtp_server.py as a process, which may be stopped and started again on its port."""
 
-    def __init__(self, python: str, maildir: Path, certificate: tuple = ()):
-        self.python, self.maildir, self.certificate = python, maildir, certificate
+    def __init__(self, python: str, maildir: Path, certificate: tuple = (), scheme: str = "smtp"):
+        self.python, self.maildir, self.scheme = python, maildir, scheme
+        self.certificate = [*map(str, certificate), scheme] if certificate else []
         self.port = free_port()
-        self.url = f"smtp://localhost:{self.port}"
+        self.url = self.url_as("")
+
+    def url_as(self, account: str) -> str:
+        return f"{self.scheme}://{account}localhost:{self.port}"
         self.process = None
 
     def start(self) -> None:
         self.process = subprocess.Popen([self.python, str(ROOT / "tests" / "smtp_server.py"), str(self.port),
-                                         str(self.maildir), *map(str, self.certificate)])
+                                         str(self.maildir), *self.certificate])
         wait_until(self._greets, "the SMTP server")
 
     def _greets(self) -> bool:
         assert self.process.poll() is None, "the SMTP server ended"
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                return connection.recv(3) == b"220"
+                return self.scheme == "smtps" or connection.recv(3) == b"220"
         except OSError:
             return False
 

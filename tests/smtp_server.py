@@ -1,8 +1,8 @@
 """A real SMTP server for the tests: aiosmtpd, as Debian packages it, for the system's own Python.
 
-    /usr/bin/python3 tests/smtp_server.py PORT MAILDIR [CERTIFICATE KEY]
+    /usr/bin/python3 tests/smtp_server.py PORT MAILDIR [CERTIFICATE KEY SCHEME]
 
-With a certificate it asks for STARTTLS and the account ana/secreta. What a recipient's name says is what it
+With a certificate it asks for the account ana/secreta, and for STARTTLS (smtp) or for TLS from the start (smtps). What a recipient's name says is what it
 does: `espera@…` is answered with 451, `nadie@…` with 550.
 """
 
@@ -27,12 +27,14 @@ def authenticate(server, session, envelope, mechanism, login):
     return AuthResult(success=(login.login, login.password) == (b"ana", b"secreta"), handled=False)
 
 
-def main(port: str, maildir: str, *pair: str) -> None:
+def main(port: str, maildir: str, certificate: str = "", key: str = "", scheme: str = "") -> None:
     options = {}
-    if pair:
+    if certificate:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(*pair)
-        options = {"tls_context": context, "require_starttls": True, "auth_required": True, "authenticator": authenticate}
+        context.load_cert_chain(certificate, key)
+        options = {"auth_required": True, "authenticator": authenticate}
+        options |= ({"tls_context": context, "require_starttls": True} if scheme == "smtp"
+                    else {"ssl_context": context, "auth_require_tls": False})  # it knows of STARTTLS only
     controller = Controller(Handler(maildir), hostname="127.0.0.1", port=int(port), **options)
     controller.start()
     asyncio.new_event_loop().run_forever()

@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+import email_consumer_simple
 from common import events, smtp
 from common.config import ConfigError
 from common.retry import PermanentError
@@ -43,11 +44,11 @@ def certified(tmp_path_factory):
     return made / "ca.pem", made / "server.pem", made / "server.key"
 
 
-@pytest.fixture
-def secured(smtp_python, certified, tmp_path, monkeypatch):
-    """A server that asks for STARTTLS and the account ana/secreta, and is trusted here."""
+@pytest.fixture(params=["smtp", "smtps"])
+def secured(request, smtp_python, certified, tmp_path, monkeypatch):
+    """A server that asks for TLS, later or at once, and for the account ana/secreta; it is trusted here."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certified[0]))
-    with MailServer(smtp_python, tmp_path / "mail", certified[1:]) as server:
+    with MailServer(smtp_python, tmp_path / "mail", certified[1:], request.param) as server:
         server.start()
         yield server
 
@@ -231,18 +232,25 @@ def test_where_the_outbox_cannot_be_written_nothing_is_sent_and_nothing_dies(kit
 # ---------------------------------------------------------------- accounts and TLS
 
 
-def test_over_starttls_the_account_logs_in_and_is_the_sender(kit, secured):
+def test_over_tls_the_account_logs_in_and_a_wrong_one_stops_the_consumer(kit, secured):
     to(kit, "zoe")
     refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", secured.url), 78, "SMTP_URL")  # 530: it asks for an account
-    wrong = f"smtp://ana:{SECRET}@localhost:{secured.port}"
-    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", wrong), 78, "usuario o la contraseña", "smtp://ana@localhost")
+    wrong = secured.url_as(f"ana:{SECRET}@")
+    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", wrong), 78, "usuario o la contraseña", "://ana@localhost")
     assert secured.messages() == [] and kit.depth("dead_letter_queue") == 0
-    kit.done(EMAIL, "--limit", "1", "--smtp-url", f"smtp://ana:secreta@localhost:{secured.port}")
+    kit.done(EMAIL, "--limit", "1", "--smtp-url", secured.url_as("ana:secreta@"))
     assert [sent["X-RcptTo"] for sent in secured.messages()] == ["zoe@eco.com"]
+
+
+@pytest.mark.parametrize("user, sender", [
+    ("ana%40eco.com", "ana@eco.com"), ("ana", email_consumer_simple.SENDER), ("%40", email_consumer_simple.SENDER),
+    ("a,b%40eco.com", email_consumer_simple.SENDER)])
+def test_the_sender_is_the_account_where_that_is_an_address(user, sender):
+    assert email_consumer_simple.sender_of(f"smtp://{user}:x@h") == sender
 
 
 def test_a_certificate_that_nobody_signed_gets_no_password(kit, secured, monkeypatch):
     monkeypatch.delenv("SSL_CERT_FILE")
     to(kit, "zoe")
-    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", f"smtp://ana:{SECRET}@localhost:{secured.port}"), 78, "certificado")
+    refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", secured.url_as(f"ana:{SECRET}@")), 78, "certificado")
     kit.wait_for_depth("email_queue", 1)
