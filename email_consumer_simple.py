@@ -13,6 +13,7 @@ de correo abre. Con SMTP_URL sale además por ese servidor:
 # The file's name is made from the event's id, so writing it twice is writing it once. What an SMTP server has
 # taken cannot be taken back: after a crash it may be sent twice, with the same Message-ID.
 
+import errno
 import os
 from email.charset import QP, Charset
 from email.header import Header
@@ -83,7 +84,7 @@ def mailbox(nombre: str, email: str) -> Header:
 def delivered(outbox: Path, event_id: str, message: bytes):
     """Write into a Maildir, whole and on disk or not at all (https://cr.yp.to/proto/maildir.html).
 
-    It gets its name when the block is done; so a disk that fails does so before the block, and if that raises, no mail is there.
+    The draft is written before the block, where a full disk shows; when the block is done, it gets its name.
     """
     draft = outbox / "tmp" / f"{event_id}.{os.getpid()}"
     try:
@@ -93,6 +94,8 @@ def delivered(outbox: Path, event_id: str, message: bytes):
             file.write(message)
             file.flush()
             os.fsync(file.fileno())
+        if not os.access(outbox / "new", os.W_OK):
+            raise PermissionError(errno.EACCES, "not writable", str(outbox / "new"))
         yield
         draft.replace(outbox / "new" / f"{event_id}.ecomarket")
         sync_folder(outbox / "new")

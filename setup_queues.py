@@ -4,7 +4,7 @@
   python setup_queues.py --show text   solo mira (también json y mermaid)
   python setup_queues.py --watch       mira sin parar, hasta Ctrl-C
   python setup_queues.py --check       compara; termina en 1 si algo difiere
-  python setup_queues.py --reset       lo borra y lo crea de nuevo (pregunta)
+  python setup_queues.py --reset       las borra y las crea de nuevo (pregunta)
 
 Repetirlo no cambia nada.
 Verás cada cola con sus mensajes listos y sus consumidores.

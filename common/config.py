@@ -17,6 +17,7 @@ DEFAULTS = {
     "RABBITMQ_CA_FILE": "",
     "SMTP_URL": "",
 }
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 SMTP_PORTS = {"smtp": 587, "smtps": 465}
 PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 MAX_DELAY_S = 24 * 3600

@@ -47,12 +47,13 @@ class Flow(View):
         elif self._redraws:
             size = shutil.get_terminal_size()
             room = size.lines - 2  # the cursor stands below
-            if len(states) >= room:  # the retries go first
+            if len(states) >= room:  # without the retries, then
                 states = [state for state in states if "x-message-ttl" not in state.queue.arguments]
             frame = picture(states, returns, size.columns)[:max(room, 1)]
             console.say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in frame) + "\x1b[J")
         else:
-            line = " · ".join(f"{state.queue.name} {state.ready}" for state in states if state.ready) or "todo vacío"
+            line = " · ".join(f"{state.queue.name} {state.ready}" for state in states if state.ready)
+            line = line or ("todo vacío" if any(state.ready == 0 for state in states) else "no hay colas")
             if line != self._last_line:
                 console.say(f"{console.clock()} {line}")
             self._last_line = line
@@ -71,12 +72,15 @@ class Waiting:
     def __init__(self, delay_s: float):
         self._delay_s = delay_s
         self._unseen: int | None = None  # were there before the first look, and leave before all others
+        self._first_at = 0.0
         self._seen: deque[list] = deque()  # [seen at, how many], oldest first
 
     def next_return_s(self, ready: int, at: float) -> float | None:
         """Seconds until the first one comes back; None if there is none, or it is not known."""
         if self._unseen is None:
-            self._unseen = ready
+            self._unseen, self._first_at = ready, at
+        if self._first_at + self._delay_s <= at:
+            self._unseen = 0
         while self._seen and self._seen[0][0] + self._delay_s <= at:
             self._seen.popleft()
         gone = self._unseen + sum(count for _, count in self._seen) - ready
@@ -88,7 +92,7 @@ class Waiting:
         return self._seen[0][0] + self._delay_s - at
 
     def _leave(self, gone: int) -> None:
-        """So many have gone a little before their time was seen to be over."""
+        """So many have left, though by our times they had still to wait: they came a little before they were seen."""
         while gone > 0:
             if self._unseen:
                 left = min(gone, self._unseen)

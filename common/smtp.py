@@ -10,13 +10,12 @@ import threading
 from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit
 
-from common.config import SMTP_PORTS, ConfigError, masked
+from common.config import LOCAL_HOSTS, SMTP_PORTS, ConfigError, masked
 from common.connection import describe
 from common.retry import PermanentError
 
 TIMEOUT_S = 10  # for each answer of the server
 DEADLINE_S = 30  # for all of them: a server may answer one byte at a time
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ACCOUNT_CODES = (530, 534, 535, 538)
 
 
@@ -28,8 +27,8 @@ def send(url: str, sender: str, recipient: str, message: bytes) -> None:
     """Send it; returns when the server has taken it.
 
     url: smtp://[user:password@]host[:port], encrypted as soon as the server offers STARTTLS, or smtps:// from the start.
-    Raises MailNotSent (4yz to the message, any trouble before it), PermanentError (5yz to the message),
-    ConfigError (account or certificate refused).
+    Raises MailNotSent (4yz to the message, or any trouble with the connection: the server may have taken it),
+    PermanentError (5yz to the message), ConfigError (account or certificate refused).
     """
     parts = urlsplit(url)
     try:
@@ -62,9 +61,8 @@ def _connected(parts):
         server: smtplib.SMTP = smtplib.SMTP_SSL(timeout=TIMEOUT_S, context=ssl.create_default_context())
     else:
         server = smtplib.SMTP(timeout=TIMEOUT_S)
-    timer = threading.Timer(DEADLINE_S, _cut, [server])
-    timer.daemon = True
-    timer.start()
+    over = threading.Event()
+    threading.Thread(target=_cut_late, args=(server, over), daemon=True).start()
     try:
         server._host = parts.hostname  # as the constructor does: the name that the certificate has to have
         code, words = server.connect(parts.hostname, parts.port or SMTP_PORTS[parts.scheme])
@@ -72,13 +70,17 @@ def _connected(parts):
             raise smtplib.SMTPConnectError(code, words)
         yield server
     finally:
-        timer.cancel()
+        over.set()
         server.close()
 
 
-def _cut(server: smtplib.SMTP) -> None:
-    with suppress(OSError, AttributeError):  # it is gone already
-        server.sock.shutdown(socket.SHUT_RDWR)
+def _cut_late(server: smtplib.SMTP, over: threading.Event) -> None:
+    """After DEADLINE_S, again and again until it is over: while the connection is made there is no socket yet."""
+    ended = over.wait(DEADLINE_S)
+    while not ended:
+        with suppress(OSError, AttributeError):
+            server.sock.shutdown(socket.SHUT_RDWR)
+        ended = over.wait(0.5)
 
 
 def _log_in(server: smtplib.SMTP, url: str, parts) -> None:
@@ -91,7 +93,7 @@ def _log_in(server: smtplib.SMTP, url: str, parts) -> None:
         encrypted = True
     if not parts.username:
         return
-    if not encrypted and parts.hostname not in LOOPBACK:
+    if not encrypted and parts.hostname not in LOCAL_HOSTS:
         raise ConfigError(f"El servidor de correo ({masked(url)}) no ofrece TLS, y sin él no se envía una"
                           " contraseña: usa smtps:// o el puerto de envío, que suele ser el 587.")
     try:

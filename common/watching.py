@@ -22,24 +22,24 @@ class View:
         self.stop_wanted = False
 
     def until_stopped(self) -> None:
-        """Raises BrokerUnavailable when done() ends it before any broker was seen, ConfigError."""
+        """Raises BrokerUnavailable if done() ends it before any broker was seen, ConfigError for what no waiting mends."""
         cli.stop_on_signals(self, within_s=2)
-        failures, away = 0, None
+        failures, first_problem, seen = 0, None, False
         while not self.done():
             try:
                 with connect(self.settings) as connection:
                     if failures:
                         console.say(f"{console.clock()} Conectado de nuevo con el broker.", "ok")
-                    failures, away = 0, False
+                    failures, seen = 0, True
                     self._watch(connection)
             except BrokerUnavailable as error:
                 if failures == 0:
                     console.say(f"{console.clock()} {error} Se sigue intentando.", "warn")
-                away = error if away is None else away
+                first_problem = first_problem or error
                 time.sleep(min(backoff_s(failures), 1))
                 failures += 1
-        if away and not self.stop_wanted:
-            raise away
+        if first_problem and not seen and not self.stop_wanted:
+            raise first_problem
 
     def done(self) -> bool:
         return self.stop_wanted

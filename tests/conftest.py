@@ -294,10 +294,10 @@ class MailServer:
         self.certificate = [*map(str, certificate), scheme] if certificate else []
         self.port = free_port()
         self.url = self.url_as("")
+        self.process = None
 
     def url_as(self, account: str) -> str:
         return f"{self.scheme}://{account}localhost:{self.port}"
-        self.process = None
 
     def start(self) -> None:
         self.process = subprocess.Popen([self.python, str(ROOT / "tests" / "smtp_server.py"), str(self.port),

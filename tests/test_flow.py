@@ -39,6 +39,12 @@ def test_of_what_was_there_before_the_first_look_no_time_is_claimed():
     assert waiting.next_return_s(2, 25) == 15  # the five have left, and the two of second 10 are next
 
 
+def test_what_was_there_before_the_first_look_is_gone_after_one_delay():
+    waiting = flow.Waiting(5)
+    returns = [waiting.next_return_s(5, second) for second in range(9)]  # always five: as many come as go
+    assert returns[:5] == [None] * 5 and None not in returns[5:]
+
+
 def test_a_depth_that_stays_because_as_many_come_as_go_starts_again():
     waiting = flow.Waiting(5)
     waiting.next_return_s(0, 0)
@@ -78,15 +84,16 @@ def test_on_a_low_terminal_the_retries_give_way_and_the_dead_letters_stay(monkey
 
 
 def test_elsewhere_than_on_a_terminal_each_change_is_a_line(kit):
-    kit.done(SETUP)
     running = kit.start(SETUP, "--watch")
+    running.wait_for("no hay colas")
+    kit.done(SETUP)
     running.wait_for("todo vacío")
     kit.publish_event(queue="loyalty_queue")
     running.wait_for("loyalty_queue 1")
     kit.publish(b"x", queue="dead_letter_queue")
     running.wait_for("loyalty_queue 1 · dead_letter_queue 1")
     assert running.interrupt() == 0
-    assert len(running.out) == 3 and all(re.match(r"\d\d:\d\d:\d\d ", line) for line in running.out)
+    assert len(running.out) == 4 and all(re.match(r"\d\d:\d\d:\d\d ", line) for line in running.out)
     assert "\x1b" not in running.text()
 
 

@@ -28,6 +28,7 @@ class Terminal:
         self.lines: list[str] = []
         self.shown = 0  # how many of them the page has shown, or passed over
         self.running: Running | None = None
+        self.taken = 0  # of the running program's lines
 
     def new_lines(self) -> list[str]:
         self.take()
@@ -57,6 +58,7 @@ class Lab:
         self.terminals = {str(number): Terminal() for number in range(1, 5)}
         self.ids: dict[str, str] = {}  # an event id of the page -> the one of this run
         self.recorded: list[str] = []
+        self.matched = 0  # lines, when it last matched
 
     def play(self, page: str) -> None:
         terminal = None
@@ -105,7 +107,7 @@ class Lab:
             lines = self._recorded(terminal)
         wait_until(lambda: self.matches(lines, terminal.new_lines()), "what the page shows:\n" + "\n".join(lines),
                    lambda: "there is:\n" + "\n".join(terminal.new_lines()), timeout=60)
-        terminal.shown += len(terminal.new_lines())
+        terminal.shown += self.matched
         self.recorded.append("".join(f"{line}\n" for line in lines))
 
     def _recorded(self, terminal: Terminal) -> list[str]:
@@ -132,7 +134,7 @@ class Lab:
             known = re.search(r"evento ([0-9a-f]{8})\b", line)
             if not found or known and ids.setdefault(known[1], found["id"]) != found["id"]:
                 return False
-        self.ids = ids
+        self.ids, self.matched = ids, len(printed)
         return True
 
 

@@ -21,7 +21,6 @@ from tools.install import has_apt, has_brew, install_rabbitmq
 from tools.isolation import own_place
 from tools.node import Node, answers_amqp, find_server
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 AMQP_PORT = 5672
 MANAGEMENT_PORT = 15672
 DOCKER_TIMEOUT_S = 20
@@ -79,7 +78,7 @@ def configured_url() -> str:
 
 def _is_order(url: str) -> bool:
     """Whether RABBITMQ_URL says which broker to use, or only where compose's would be."""
-    return bool(os.environ.get("RABBITMQ_URL")) or urlsplit(url).hostname not in LOCAL_HOSTS
+    return bool(os.environ.get("RABBITMQ_URL")) or urlsplit(url).hostname not in config.LOCAL_HOSTS
 
 
 def _place_on_compose(stack: ExitStack, delays: str) -> "str | None":

@@ -1,6 +1,7 @@
 """`kit.py doctor`: what is missing on this machine for the class, and what to do. It changes nothing."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
@@ -16,7 +17,7 @@ from tools.command import failure_of
 from tools.install import has_apt, has_brew
 from tools.node import answers_amqp, find_server
 
-COLUMNS = 80  # the widest line of the class
+COLUMNS = 80  # what the tables and the lines of an event are made for
 DOCKER_TIMEOUT_S = 20
 
 Finding = tuple[bool, str]  # whether it is as it should be, and the words
@@ -80,7 +81,8 @@ def broker(loaded: config.Settings) -> Iterator[Finding]:
         port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
         where = f"{parts.hostname}:{port}"
         if not accepts(parts.hostname, port):
-            yield False, f"ningún broker responde en {where}; {way_to_a_broker()}"
+            way = way_to_a_broker() if parts.hostname in config.LOCAL_HOSTS else "arráncalo en ese equipo, o corrige RABBITMQ_URL"
+            yield False, f"ningún broker responde en {where}; {way}"
         elif parts.scheme == "amqp" and not answers_amqp(parts.hostname, port):
             yield False, f"en {where} responde otro programa, no un broker: páralo, o cambia RABBITMQ_URL"
         else:
@@ -100,11 +102,12 @@ def login(loaded: config.Settings, url: str, where: str) -> Finding:
         return False, str(problem)
 
 
+@functools.cache
 def way_to_a_broker() -> str:
     """What this machine has to start one with."""
     engine = failure_of(["docker", "info"], DOCKER_TIMEOUT_S) is None
     if engine or find_server():
-        return f"{'Docker está' if engine else 'RabbitMQ está instalado'}: arráncalo con python kit.py broker up"
+        return f"{'hay Docker' if engine else 'RabbitMQ está instalado'}: arráncalo con python kit.py broker up"
     if shutil.which("docker"):
         return "Docker está instalado y su motor no responde: abre Docker Desktop y espera a que arranque"
     if has_apt() or has_brew():

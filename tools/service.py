@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from common import cli, config, console
 from tools.broker import (
-    AMQP_PORT, LOCAL_HOSTS, MANAGEMENT_PORT, Broker, NoBroker, answers, compose_broker, compose_down, compose_up,
+    AMQP_PORT, MANAGEMENT_PORT, Broker, NoBroker, answers, compose_broker, compose_down, compose_up,
     configured_url, docker_answers, management_of, require_server, shown, start)
 from tools.node import Node, free_port
 
@@ -20,7 +20,7 @@ def up(yes: bool) -> int:
         console.say("Ya hay un broker en marcha; no se cambia nada.")
         return _describe(present)
     configured = configured_url()
-    if urlsplit(configured).hostname not in LOCAL_HOSTS:
+    if urlsplit(configured).hostname not in config.LOCAL_HOSTS:
         raise NoBroker(f"RABBITMQ_URL apunta a {config.masked(configured)}, que no responde y que desde aquí no"
                        " se puede arrancar.")
     if docker_answers() and compose_up():
@@ -104,7 +104,7 @@ def _login(url: str) -> str:
 
 def _place(url: str) -> tuple:
     parts = urlsplit(url)
-    host = "127.0.0.1" if parts.hostname in LOCAL_HOSTS else parts.hostname
+    host = "127.0.0.1" if parts.hostname in config.LOCAL_HOSTS else parts.hostname
     return host, parts.port or AMQP_PORT, parts.username
 
 
