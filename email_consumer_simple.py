@@ -15,11 +15,11 @@ de correo abre. Con SMTP_URL sale además por ese servidor:
 
 import errno
 import os
+from contextlib import contextmanager, suppress
 from email.charset import QP, Charset
 from email.header import Header
 from email.mime.text import MIMEText
 from email.policy import compat32
-from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from functools import partial
 from pathlib import Path
