@@ -259,6 +259,6 @@ def test_force_still_asks(kit):
     assert refused.returncode == 1
     assert kit.depth("email_queue") == 3
     ended = kit.run_at_terminal("s\n", SETUP, "--reset", "--force")
-    assert ended.returncode == 0 and "3 mensajes" in ended.stdout
+    assert ended.returncode == 0 and "mensajes en ellas: 3" in ended.stdout
     assert kit.depth("email_queue") == 0
     wait_until(lambda: kit.run(SETUP, "--check").returncode == 0, "everything to be there")
