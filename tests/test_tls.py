@@ -22,9 +22,9 @@ def certificates(folder: Path, names: str) -> Path:
 
     folder.mkdir()
     openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "1",
-            "-subj", "/CN=autoridad de la clase")
+            "-subj", "/CN=autoridad de la clase", "-addext", "keyUsage=critical,keyCertSign")  # Python 3.13 asks for it
     openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=broker")
-    (folder / "names").write_text(f"subjectAltName={names}", encoding="utf-8")
+    (folder / "names").write_text(f"subjectAltName={names}\nauthorityKeyIdentifier=keyid\n", encoding="utf-8")
     openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
             "-out", "server.pem", "-days", "1", "-extfile", "names")
     return folder
