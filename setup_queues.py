@@ -6,7 +6,7 @@
   python setup_queues.py --check       compara; termina en 1 si algo difiere
   python setup_queues.py --reset       las borra y las crea de nuevo (pregunta)
 
-Repetirlo no cambia nada.
+Crear otra vez lo que ya está no cambia nada.
 Verás cada cola con sus mensajes listos y sus consumidores.
 """
 

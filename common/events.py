@@ -22,7 +22,7 @@ SOURCE = "/ecomarket/usuarios"
 CONTENT_TYPE = "application/cloudevents+json"
 MAX_BYTES = 256 * 1024
 MAX_NAME = 200  # characters
-MAXEMAIL = 254  # RFC 5321, 4.5.3.1.3: a path of 256 less its two angle brackets
+MAX_EMAIL = 254  # RFC 5321, 4.5.3.1.3: a path of 256 less its two angle brackets
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -95,9 +95,9 @@ def check_user(nombre: object, email: object) -> None:
         raise InvalidUser(f"El nombre tiene {len(nombre)} caracteres: acórtalo a {MAX_NAME} o menos.")
     if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in nombre):
         raise InvalidUser("El nombre lleva caracteres de control o que no son UTF-8: escribe solo texto.")
-    if not isinstance(email, str) or len(email) > MAXEMAIL or not EMAIL.fullmatch(email):
+    if not isinstance(email, str) or len(email) > MAX_EMAIL or not EMAIL.fullmatch(email):
         raise InvalidUser("La dirección de correo no vale: escribe una como juan@eco.com (sin espacios ni"
-                          f" acentos, {MAXEMAIL} caracteres como mucho).")
+                          f" acentos, {MAX_EMAIL} caracteres como mucho).")
 
 
 def encode(event: Event) -> bytes:

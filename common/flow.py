@@ -48,7 +48,7 @@ class Flow(View):
             size = shutil.get_terminal_size()
             room = size.lines - 2  # the cursor stands below
             if len(states) >= room:  # without the retries, then
-                states = [state for state in states if "x-message-ttl" not in state.queue.arguments]
+                states = [state for state in states if not _is_retry(state)]
             frame = picture(states, returns, size.columns)[:max(room, 1)]
             console.say("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in frame) + "\x1b[J")
         else:
@@ -132,7 +132,7 @@ def _count(state: Found) -> str:
 def _note(state: Found, return_s: float | None) -> str:
     if return_s is not None:
         return f"vuelve en {math.ceil(return_s)} s"
-    if state.ready is None or "x-message-ttl" in state.queue.arguments:
+    if state.ready is None or _is_retry(state):
         return ""
     if state.queue.name == DEAD_LETTER_QUEUE:
         return "cartas muertas" if state.ready else ""
@@ -144,4 +144,8 @@ def _colour(state: Found) -> str | None:
         return None
     if state.queue.name == DEAD_LETTER_QUEUE:
         return "error"
-    return "warn" if "x-message-ttl" in state.queue.arguments else "ok"
+    return "warn" if _is_retry(state) else "ok"
+
+
+def _is_retry(state: Found) -> bool:
+    return "x-message-ttl" in state.queue.arguments

@@ -16,14 +16,13 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from common import cli, config, connection, console
-from tools.command import failure_of
+from tools.command import docker_answers, failure_of
 from tools.install import has_apt, has_brew, install_rabbitmq
 from tools.isolation import own_place
 from tools.node import Node, answers_amqp, find_server
 
 AMQP_PORT = 5672
 MANAGEMENT_PORT = 15672
-DOCKER_TIMEOUT_S = 20
 COMPOSE_TIMEOUT_S = 900  # the first time it downloads the image
 
 CHOICES = """No hay ningún broker. Elige una de estas opciones y repite la orden:
@@ -148,12 +147,6 @@ def shown(url: str) -> str:
 
 
 # ---------------------------------------------------------------- Docker
-
-
-def docker_answers() -> bool:
-    """A `docker` on PATH may have no engine behind it, and an engine no compose."""
-    return all(failure_of(["docker", *words], DOCKER_TIMEOUT_S) is None
-               for words in (["info"], ["compose", "version"]))
 
 
 def compose_up() -> bool:

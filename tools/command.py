@@ -5,6 +5,7 @@ import subprocess
 from common.config import ROOT
 
 TAIL_LINES = 5
+DOCKER_TIMEOUT_S = 20
 
 
 def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> "str | None":
@@ -21,3 +22,9 @@ def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> "st
     if done.returncode == 0:
         return None
     return "\n".join(f"  {line}" for line in done.stdout.strip().splitlines()[-TAIL_LINES:])
+
+
+def docker_answers() -> bool:
+    """A `docker` on PATH may have no engine behind it, and an engine no compose."""
+    return all(failure_of(["docker", *words], DOCKER_TIMEOUT_S) is None
+               for words in (["info"], ["compose", "version"]))

@@ -13,12 +13,11 @@ from urllib.parse import urlsplit
 
 from common import cli, config, console
 from tools import environment
-from tools.command import failure_of
+from tools.command import docker_answers
 from tools.install import has_apt, has_brew
 from tools.node import answers_amqp, find_server
 
 COLUMNS = 80  # what the tables and the lines of an event are made for
-DOCKER_TIMEOUT_S = 20
 
 Finding = tuple[bool, str]  # whether it is as it should be, and the words
 
@@ -105,7 +104,7 @@ def login(loaded: config.Settings, url: str, where: str) -> Finding:
 @functools.cache
 def way_to_a_broker() -> str:
     """What this machine has to start one with."""
-    engine = failure_of(["docker", "info"], DOCKER_TIMEOUT_S) is None
+    engine = docker_answers()
     if engine or find_server():
         return f"{'hay Docker' if engine else 'RabbitMQ está instalado'}: arráncalo con python kit.py broker up"
     if shutil.which("docker"):

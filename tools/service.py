@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 from common import cli, config, console
 from tools.broker import (
     AMQP_PORT, MANAGEMENT_PORT, Broker, NoBroker, answers, compose_broker, compose_down, compose_up,
-    configured_url, docker_answers, management_of, require_server, shown, start)
+    configured_url, management_of, require_server, shown, start)
+from tools.command import docker_answers
 from tools.node import Node, free_port
 
 KEPT_NODE = config.ROOT / ".state" / "broker"
