@@ -1,58 +1,81 @@
 """Cuenta los eventos por tipo, por día y por dominio de correo.
 
-  python analytics_consumer.py             cuenta lo que llega
-  python analytics_consumer.py --report    muestra las cuentas, con barras
+  python analytics_consumer.py             espera eventos
+  python analytics_consumer.py --report    muestra las cuentas
 
 Por cada evento verás una línea:
   10:31:02 contado: UsuarioCreado, eco.com · evento … · intento 1
 Las cuentas quedan en STATE_DIR/analytics.db (SQLite).
 """
 
-# Counters and "done" are one transaction: an event that comes twice counts once.
+from common import cli, console
+from common.consuming import Consumer
+from common.exchange import EXCHANGE
+from common.retry import PermanentError
 
-from common import console
-from common.cli import run
-from common.consumer import Consumer, main
-from common.events import Event
-from common.ledger import Ledger
-
-SCHEMA = """
+QUEUE = "analytics_queue"
+TABLES = """
 CREATE TABLE IF NOT EXISTS counters
-    (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID;
+    (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name))
+    WITHOUT ROWID;
 """
-COUNT = "INSERT INTO counters VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET count = count + 1"
-TITLES = {"by_type": "por tipo", "by_day": "por día", "by_domain": "por dominio"}
+KINDS = {"by_type": "por tipo", "by_day": "por día", "by_domain": "por dominio"}
 
 
-def count(event: Event, state: Ledger) -> str:
+def count(event, db):
+    """The work, in the transaction that also notes the event as done: an event
+    that arrives twice counts once."""
     domain = event.email.rpartition("@")[2].lower()
-    state.db.executemany(COUNT, [("by_type", event.type), ("by_day", event.time[:10]), ("by_domain", domain)])
+    db.executemany(
+        "INSERT INTO counters VALUES (?, ?, 1)"
+        " ON CONFLICT DO UPDATE SET count = count + 1",
+        zip(KINDS, (event.type, event.time[:10], domain)))
     return f"contado: {event.type}, {domain}"
 
 
-def report(state: Ledger) -> dict:
-    counts = {kind: dict(state.db.execute(
-        "SELECT name, count FROM counters WHERE kind = ? ORDER BY count DESC, name", (kind,)))
-        for kind in TITLES}
+def report(db):
+    counts = {kind: dict(db.execute(
+        "SELECT name, count FROM counters WHERE kind = ?"
+        " ORDER BY count DESC, name", [kind])) for kind in KINDS}
     return {"events": sum(counts["by_type"].values()), **counts}
 
 
-def draw(counts: dict) -> list[str]:
+def draw(db):
+    counts = report(db)
     lines = [f"eventos contados: {counts['events']}"]
-    for kind, title in TITLES.items():
+    for kind, title in KINDS.items():
         most = max(counts[kind].values(), default=0)
-        lines += ["", title] + console.table(
-            [(f"  {name}", number, console.bar(number, most)) for name, number in counts[kind].items()], right={1})
+        lines += ["", title, *console.table(
+            [(f"  {name}", number, console.bar(number, most))
+             for name, number in counts[kind].items()], right={1})]
     return lines
 
 
-def summary(state: Ledger) -> str:
-    counts = report(state)
-    domains = ", ".join(f"{name} {number}" for name, number in list(counts["by_domain"].items())[:3])
-    return f"resumen: eventos {counts['events']} · {domains}"
+def summary(db):
+    counts = report(db)
+    domains = [f"{name} {n}" for name, n in counts["by_domain"].items()][:3]
+    return f"resumen: eventos {counts['events']} · {', '.join(domains)}"
 
 
-ANALYTICS = Consumer("analytics", count, report, draw, SCHEMA, summary)
+def main(argv=None):
+    options = cli.consumer_options(__doc__, argv)
+    with Consumer("analytics", options, TABLES, summary) as consumer:
+        if options.report:
+            return consumer.print_report(report, draw)
+        consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
+        consumer.queue_declare(QUEUE)  # and its retry queues, dead_letter_queue
+        consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event
+        for delivery in consumer.basic_consume(
+                QUEUE, prefetch_count=options.prefetch):
+            try:
+                line = consumer.once(delivery, count)
+            except PermanentError as error:  # no retry can help
+                consumer.dead_letter(delivery, error)
+            except Exception as error:  # waits 5, 30, 120 s; then dead letter
+                consumer.retry(delivery, error)
+            else:
+                consumer.basic_ack(delivery, line)  # sent after the commit
+
 
 if __name__ == "__main__":
-    run(lambda: main(ANALYTICS, __doc__))
+    cli.run(main)

@@ -1,43 +1,66 @@
-"""Abre una cuenta de lealtad con 100 puntos de bienvenida a cada usuario nuevo.
+"""Abre una cuenta de lealtad con 100 puntos a cada usuario nuevo.
 
-  python loyalty_consumer_simple.py
+  python loyalty_consumer_simple.py             espera eventos
+  python loyalty_consumer_simple.py --report    muestra lo procesado
 
 Por cada evento verás una línea:
   10:31:02 lealtad activada para Juan (100 puntos) · evento … · intento 1
 Las cuentas quedan en STATE_DIR/loyalty.db (SQLite).
 """
 
-# Points and "done" are one transaction: an event that comes twice gives its points once.
+from common import cli
+from common.consuming import Consumer
+from common.exchange import EXCHANGE
+from common.retry import PermanentError
 
-from common.cli import run
-from common.consumer import Consumer, main
-from common.events import Event
-from common.ledger import Ledger
-
+QUEUE = "loyalty_queue"
 WELCOME_POINTS = 100
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS accounts (user_id TEXT PRIMARY KEY, nombre TEXT NOT NULL, points INTEGER NOT NULL) WITHOUT ROWID;
+TABLES = """
+CREATE TABLE IF NOT EXISTS accounts
+    (user_id TEXT PRIMARY KEY, nombre TEXT NOT NULL, points INTEGER NOT NULL)
+    WITHOUT ROWID;
 """
 
 
-def open_account(event: Event, state: Ledger) -> str:
-    state.db.execute(
-        "INSERT INTO accounts VALUES (?, ?, ?)"
-        " ON CONFLICT (user_id) DO UPDATE SET points = points + excluded.points",
-        (event.user_id, event.nombre, WELCOME_POINTS))
+def open_account(event, db):
+    """The work. It runs in the transaction that also notes the event as done,
+    so an event that arrives twice gives its points once."""
+    db.execute("INSERT INTO accounts VALUES (?, ?, ?) ON CONFLICT (user_id)"
+               " DO UPDATE SET points = points + excluded.points",
+               (event.user_id, event.nombre, WELCOME_POINTS))
     return f"lealtad activada para {event.nombre} ({WELCOME_POINTS} puntos)"
 
 
-def report(state: Ledger) -> dict:
-    accounts, points = state.db.execute("SELECT count(*), total(points) FROM accounts").fetchone()
-    return {"accounts": accounts, "points": int(points)}
+def report(db):
+    accounts, points = db.execute(
+        "SELECT count(*), coalesce(sum(points), 0) FROM accounts").fetchone()
+    return {"accounts": accounts, "points": points}
 
 
-def draw(counts: dict) -> list[str]:
+def draw(db):
+    counts = report(db)
     return [f"cuentas: {counts['accounts']}, puntos: {counts['points']}"]
 
 
-LOYALTY = Consumer("loyalty", open_account, report, draw, SCHEMA)
+def main(argv=None):
+    options = cli.consumer_options(__doc__, argv)
+    with Consumer("loyalty", options, TABLES) as consumer:
+        if options.report:
+            return consumer.print_report(report, draw)
+        consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
+        consumer.queue_declare(QUEUE)  # and its retry queues, dead_letter_queue
+        consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event
+        for delivery in consumer.basic_consume(
+                QUEUE, prefetch_count=options.prefetch):
+            try:
+                line = consumer.once(delivery, open_account)
+            except PermanentError as error:  # no retry can help
+                consumer.dead_letter(delivery, error)
+            except Exception as error:  # waits 5, 30, 120 s; then dead letter
+                consumer.retry(delivery, error)
+            else:
+                consumer.basic_ack(delivery, line)  # sent after the commit
+
 
 if __name__ == "__main__":
-    run(lambda: main(LOYALTY, __doc__))
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What the kit is measured beside: the same work with other libraries, one program each in peers/."""
+"""The peers that the kit is compared with: the same work with other libraries (see peers/)."""
 
 import json
 import shutil
@@ -13,11 +13,18 @@ from tools.command import failure_of
 HERE = Path(__file__).resolve().parent
 VENV, REQUIREMENTS = HERE / ".venv", HERE / "requirements.txt"
 INSTALL_TIMEOUT_S = 300
+PYTHON_PEERS = (  # name, package, program in peers/, whether it keeps many publishes in flight
+    ("pika (blocking)", "pika", "with_pika.py", False),
+    ("kombu", "kombu", "with_kombu.py", False),
+    ("py-amqp", "amqp", "with_py_amqp.py", True),
+    ("AMQPStorm", "AMQPStorm", "with_amqpstorm.py", False),
+    ("aio-pika", "aio-pika", "with_aio_pika.py", True),
+)
 
 
 @dataclass(frozen=True)
 class Peer:
-    """window: whether it keeps many publishes under way."""
+    """window: whether it keeps many publishes in flight."""
 
     name: str
     version: str
@@ -26,37 +33,35 @@ class Peer:
 
 
 def available(folder: Path, yes: bool) -> list[Peer]:
-    """Those that this machine can run, made ready; why the others are left out is said."""
-    python = str(environment.made(VENV, REQUIREMENTS, yes))
+    """Prepare and return the peers that this machine can run; print why the others cannot."""
+    python = str(environment.ensure(VENV, REQUIREMENTS, yes))
     versions = dict(line.split("==") for line in REQUIREMENTS.read_text(encoding="utf-8").split())
-    peers = [Peer(name, versions[package], [python, str(HERE / "peers" / f"with_{file}.py")], window)
-             for name, package, file, window in (
-                 ("pika (blocking)", "pika", "pika", False), ("kombu", "kombu", "kombu", False),
-                 ("py-amqp", "amqp", "py_amqp", True), ("AMQPStorm", "AMQPStorm", "amqpstorm", False),
-                 ("aio-pika", "aio-pika", "aio_pika", True))]
+    peers = [Peer(name, versions[package], [python, str(HERE / "peers" / program)], window)
+             for name, package, program, window in PYTHON_PEERS]
     return peers + _amqplib() + _rabbitmq_c(folder)
 
 
 def draw(folder: Path) -> None:
-    """performance.svg from the performance.json there."""
-    python = environment.made(VENV, REQUIREMENTS, True)
-    problem = failure_of([str(python), str(HERE / "plot.py"), str(folder.absolute())], INSTALL_TIMEOUT_S)
+    """Draw performance.svg from the performance.json in the folder."""
+    python = environment.ensure(VENV, REQUIREMENTS, yes=True)
+    problem = failure_of([str(python), str(HERE / "plot.py"), str(folder.absolute())],
+                         INSTALL_TIMEOUT_S)
     if problem is not None:
-        console.say(f"Sin gráfico:\n{problem}", "warn")
+        console.print_line(f"Sin gráfico:\n{problem}", "warn")
 
 
 def _amqplib() -> list[Peer]:
     npm = shutil.which("npm")
     if not (shutil.which("node") and npm):
         return _left_out("amqplib", "no hay node con npm")
-    modules = HERE / "node_modules"
-    if not modules.is_dir():
-        problem = failure_of([npm, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund"],
-                             INSTALL_TIMEOUT_S)
+    if not (HERE / "node_modules").is_dir():
+        problem = failure_of([npm, "install", "--prefix", str(HERE), "--no-package-lock",
+                              "--no-audit", "--no-fund"], INSTALL_TIMEOUT_S)
         if problem is not None:
             return _left_out("amqplib", f"npm no lo instala\n{problem}")
-    version = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]["amqplib"]
-    return [Peer("amqplib (node)", version, ["node", str(HERE / "peers" / "with_amqplib.js")], True)]
+    package = json.loads((HERE / "package.json").read_text(encoding="utf-8"))
+    command = ["node", str(HERE / "peers" / "with_amqplib.js")]
+    return [Peer("amqplib (node)", package["dependencies"]["amqplib"], command, True)]
 
 
 def _rabbitmq_c(folder: Path) -> list[Peer]:
@@ -64,19 +69,23 @@ def _rabbitmq_c(folder: Path) -> list[Peer]:
     if not compiler:
         return _left_out("rabbitmq-c", "no hay compilador de C")
     source = HERE / "peers" / "with_rabbitmq_c.c"
-    problem = failure_of([compiler, "-O2", "-o", str(program), str(source), "-lrabbitmq"], INSTALL_TIMEOUT_S)
+    problem = failure_of([compiler, "-O2", "-o", str(program), str(source), "-lrabbitmq"],
+                         INSTALL_TIMEOUT_S)
     if problem is not None:
-        return _left_out("rabbitmq-c", f"no se compila (en Debian, apt-get install librabbitmq-dev)\n{problem}")
-    return [Peer("rabbitmq-c", _asked("pkg-config", "--modversion", "librabbitmq"), [str(program)], True)]
+        return _left_out("rabbitmq-c", "no se compila (en Debian, apt-get install"
+                         f" librabbitmq-dev)\n{problem}")
+    version = _output_of("pkg-config", "--modversion", "librabbitmq")
+    return [Peer("rabbitmq-c", version, [str(program)], True)]
 
 
-def _asked(*command: str) -> str:
+def _output_of(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True,
+                              timeout=INSTALL_TIMEOUT_S).stdout.strip()
     except OSError:
         return ""
 
 
-def _left_out(name: str, why: str) -> list[Peer]:
-    console.say(f"{name} no se mide: {why}", "warn")
+def _left_out(name: str, reason: str) -> list[Peer]:
+    console.print_line(f"{name} no se mide: {reason}", "warn")
     return []

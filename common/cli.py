@@ -1,4 +1,4 @@
-"""The door of every script: arguments in Spanish, errors in one sentence, exit codes of the contract."""
+"""The entry point of every script: arguments, signals, errors as one sentence, exit codes."""
 
 import argparse
 import math
@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from common import config, console
+from common import config, console, patches
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
@@ -22,70 +23,145 @@ EXIT_NO_BROKER = 69
 EXIT_BAD_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
-PATIENCE_S = 1  # a stop that takes longer says so
+SLOW_STOP_S = 1  # a stop that takes longer says so
+NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal:"
+               " source .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay"
+               " .venv, python3 kit.py broker up lo crea.")
 
-NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal: source"
-               " .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay .venv,"
-               " python3 kit.py broker up lo crea.")
-
-# argparse has no Spanish of its own, only a hook for gettext.
-_SPANISH = {
-    "usage: ": "uso: ",
-    "options": "opciones",
-    "positional arguments": "argumentos",
-    "show this help message and exit": "muestra esta ayuda y termina",
-    "the following arguments are required: %s": "falta %s",
-    "one of the arguments %s is required": "falta uno de %s",
-    "unrecognized arguments: %s": "no se conoce %s (un valor con espacios va entre comillas)",
-    "not allowed with argument %s": "no va junto con %s",
-    "expected one argument": "le falta un valor",
-    "expected at most one argument": "admite un valor como mucho",
-    "expected at least one argument": "le falta al menos un valor",
-    "ignored explicit argument %r": "no admite el valor %r",
-    "argument %(argument_name)s: %(message)s": "%(argument_name)s: %(message)s",
-    "invalid choice: %(value)r (choose from %(choices)s)": "%(value)r no vale; elige entre %(choices)s",
-    "invalid %(type)s value: %(value)r": "%(value)r no es un valor válido",
-}
-argparse._ = lambda text: _SPANISH.get(text, text)  # type: ignore[attr-defined]
+patches.argparse_in_spanish(argparse)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser that already knows the flags of the settings."""
-    spanish = argparse.ArgumentParser(description=description, usage="python %(prog)s [opciones]", allow_abbrev=False,
-                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    spanish.error = wrong_usage  # type: ignore[method-assign]  # argparse prints its usage before it
-    spanish.add_argument("--json", action="store_true",
-                         help="datos en la salida estándar, un objeto JSON por línea; el resto, en la de errores")
-    group = spanish.add_argument_group("ajustes (también por variable de entorno o en .env)")
-    group.add_argument("--url", metavar="URL", help="RABBITMQ_URL; varias, separadas por comas, para un clúster")
-    group.add_argument("--retry-delays", metavar="S,S,…", help="RETRY_DELAYS: esperas entre intentos, en segundos")
-    group.add_argument("--state-dir", metavar="CARPETA", help="STATE_DIR: dónde se guarda lo hecho")
-    group.add_argument("--queue-type", metavar="TIPO", help="QUEUE_TYPE: quorum o classic")
-    group.add_argument("--ca-file", metavar="ARCHIVO", help="RABBITMQ_CA_FILE: quién firmó el certificado, con amqps://")
-    group.add_argument("--smtp-url", metavar="URL", help="SMTP_URL: por dónde salen los correos; sin ella, solo a STATE_DIR")
-    return spanish
+class Parser(argparse.ArgumentParser):
+    """A parser with the flags of the settings; a wrong one is one sentence and exit code 2."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, usage="python %(prog)s [opciones]",
+                         allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--json", action="store_true", help="datos en la salida estándar, un"
+                          " objeto JSON por línea; el resto, en la de errores")
+        group = self.add_argument_group("ajustes (también por variable de entorno o en .env)")
+        for flag, value, words in (
+                ("--url", "URL", "RABBITMQ_URL; varias, separadas por comas, para un clúster"),
+                ("--retry-delays", "S,S,…", "RETRY_DELAYS: segundos antes de cada reintento"),
+                ("--state-dir", "CARPETA", "STATE_DIR: dónde se guarda lo procesado"),
+                ("--queue-type", "TIPO", "QUEUE_TYPE: quorum o classic"),
+                ("--ca-file", "ARCHIVO", "RABBITMQ_CA_FILE: quién firmó el certificado, amqps://"),
+                ("--smtp-url", "URL", "SMTP_URL: servidor de correo; sin ella, solo STATE_DIR")):
+            group.add_argument(flag, metavar=value, help=words)
+
+    def error(self, message: str) -> NoReturn:
+        wrong_usage(message)
 
 
 def wrong_usage(message: str) -> NoReturn:
-    console.complain(f"Error de uso: {config.masked(message)}. Mira la ayuda: python {Path(sys.argv[0]).name} --help")
+    console.print_error(f"Error de uso: {config.masked(message)}. Mira la ayuda:"
+                        f" python {Path(sys.argv[0]).name} --help")
     sys.exit(EXIT_USAGE)
 
 
 def settings(arguments: argparse.Namespace) -> config.Settings:
     return config.load({
-        "RABBITMQ_URL": arguments.url,
-        "RETRY_DELAYS": arguments.retry_delays,
-        "STATE_DIR": arguments.state_dir,
-        "QUEUE_TYPE": arguments.queue_type,
-        "RABBITMQ_CA_FILE": arguments.ca_file,
-        "SMTP_URL": arguments.smtp_url,
-    })
+        "RABBITMQ_URL": arguments.url, "RETRY_DELAYS": arguments.retry_delays,
+        "STATE_DIR": arguments.state_dir, "QUEUE_TYPE": arguments.queue_type,
+        "RABBITMQ_CA_FILE": arguments.ca_file, "SMTP_URL": arguments.smtp_url})
+
+
+@dataclass(frozen=True)
+class ConsumerOptions:
+    """One run of a consumer; None means without a limit."""
+
+    settings: config.Settings
+    prefetch: int
+    limit: int | None
+    idle_timeout_s: float | None
+    ephemeral: bool
+    report: bool
+    steps: bool
+
+
+def consumer_options(description: str, argv: list[str] | None) -> ConsumerOptions:
+    parser = Parser(description)
+    parser.add_argument("--prefetch", type=whole(1, 10_000), default=200, metavar="N",
+                        help="eventos que el broker entrega sin esperar el ack (por defecto, 200)")
+    parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="termina tras N eventos")
+    parser.add_argument("--idle-timeout", type=seconds(0.1, 86_400), metavar="S",
+                        help="termina tras S segundos sin eventos")
+    parser.add_argument("--ephemeral", action="store_true", help="cola efímera: se pierde lo"
+                        " publicado mientras no está; sin reintentos")
+    parser.add_argument("--steps", action="store_true",
+                        help="muestra cada paso de un evento: recibido, trabajo, commit, ack")
+    parser.add_argument("--report", action="store_true", help="muestra lo procesado y termina")
+    given = parser.parse_args(argv)
+    return ConsumerOptions(settings(given), given.prefetch, given.limit, given.idle_timeout,
+                           given.ephemeral, given.report, given.steps)
+
+
+def publisher_options(description: str, argv: list[str] | None) -> argparse.Namespace:
+    """The flags of events_publisher_levels.py."""
+    parser = Parser(description)
+    parser.add_argument("--level", type=whole(1, 3), metavar="{1,2,3}", help="nivel de garantía")
+    parser.add_argument("--nombre", help="el nombre del usuario nuevo")
+    parser.add_argument("--email", help="su dirección de correo")
+    parser.add_argument("--resume", action="store_true", help="envía, con el nivel 3 y el mismo id,"
+                        " lo que quedó anotado sin confirmar")
+    parser.add_argument("--count", type=whole(1, 10**9), default=1, metavar="N",
+                        help="cuántos eventos, cada uno de un usuario nuevo (por defecto, 1)")
+    parser.add_argument("--rate", type=seconds(0.01, 1e6), metavar="R",
+                        help="eventos por segundo, como mucho")
+    parser.add_argument("--timeout", type=seconds(1, 86_400), default=60, metavar="S",
+                        help="nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)")
+    given = parser.parse_args(argv)
+    new = {"--level": given.level, "--nombre": given.nombre, "--email": given.email}
+    missing = [flag for flag, value in new.items() if value is None]
+    if given.resume and (len(missing) < len(new) or given.count != 1):
+        parser.error("--resume envía lo que quedó, con el nivel 3: no va junto con --level,"
+                     " --nombre, --email ni --count")
+    if missing and not given.resume:
+        parser.error(f"falta {', '.join(missing)}")
+    given.level = given.level or 3
+    return given
+
+
+def dead_letter_options(description: str, argv: list[str] | None,
+                        consumers: tuple[str, ...]) -> argparse.Namespace:
+    """The flags of dead_letter_consumer.py; live: whether none of its actions was asked for."""
+    parser = Parser(description)
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--summary", action="store_true", help="cuántos por error y consumidor")
+    action.add_argument("--export", metavar="ARCHIVO", help="los copia, un JSON por línea")
+    action.add_argument("--replay", action="store_true", help="reenvía cada uno a su cola")
+    action.add_argument("--discard", action="store_true", help="los borra; pregunta antes")
+    parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="N, como mucho")
+    parser.add_argument("--idle-timeout", type=seconds(0.1, 86_400), metavar="S",
+                        help="en vivo: termina tras S segundos sin mensajes nuevos")
+    parser.add_argument("--consumer", choices=consumers, help="solo los de este consumidor")
+    parser.add_argument("--id", metavar="ID", help="solo este evento; vale el final del id, como"
+                        " sale en pantalla")
+    parser.add_argument("--error", metavar="TEXTO", help="solo si el error contiene este texto")
+    parser.add_argument("--rate", type=seconds(0.01, 1e6), metavar="R",
+                        help="--replay: mensajes por segundo, como mucho")
+    parser.add_argument("--dry-run", action="store_true", help="dice qué haría, sin hacerlo")
+    parser.add_argument("--yes", action="store_true", help="--discard: sin preguntar")
+    given = parser.parse_args(argv)
+    changes = given.replay or given.discard
+    given.live = not (given.summary or given.export is not None or changes)
+    if "" in (given.id, given.error):
+        parser.error("--id y --error no pueden estar vacíos: elegirían todos los mensajes")
+    for words, wrong in (("--rate va con --replay", given.rate and not given.replay),
+                         ("--yes va con --discard", given.yes and not given.discard),
+                         ("--dry-run va con --replay o --discard", given.dry_run and not changes),
+                         ("--idle-timeout es de la vista en vivo",
+                          given.idle_timeout and not given.live)):
+        if wrong:
+            parser.error(words)
+    return given
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
     """An argparse type: a whole number within bounds."""
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or len(text) > 19 or not least <= int(text) <= most:
+        if (not text.isascii() or not text.isdigit() or len(text) > 19
+                or not least <= int(text) <= most):
             raise argparse.ArgumentTypeError(f"escribe un número entero de {least} a {most}")
         return int(text)
     return parse
@@ -114,58 +190,66 @@ def paced(items: Iterable, rate: float | None, sleep: Callable[[float], None]) -
         yield item
 
 
-def run(main: Callable[[], int]) -> None:
-    """Run a script's main and exit; whatever went wrong is one sentence, never a traceback."""
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's main and exit; an error of the kit's own is one sentence, no traceback."""
     try:
         console.set_up("--json" in sys.argv)
         code = _code(main)
-        sys.stdout.flush()
+        console.flush()
     except config.KitError as error:
-        console.complain(str(error))
+        if isinstance(error, console.OutputError):
+            _discard_stdout()
+        console.print_error(str(error))
         code = error.exit_code
     except ModuleNotFoundError as error:
         if error.name not in ("pika", "dotenv"):
             raise
-        console.complain(NO_PACKAGES)
+        console.print_error(NO_PACKAGES)
         code = EXIT_BAD_CONFIG
     except KeyboardInterrupt:
-        console.complain("Interrumpido con Ctrl-C.")
+        console.print_error("Interrumpido con Ctrl-C.")
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # `… | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `… | head`: the reader has all it asked for
+        _discard_stdout()
         code = EXIT_OK
     sys.exit(code)
 
 
-def _code(main: Callable[[], int]) -> int:
+def _code(main: Callable[[], int | None]) -> int:
     try:
-        return main()
+        return main() or EXIT_OK
     except SystemExit as end:  # argparse, after --help
-        return end.code
+        return end.code  # type: ignore[return-value]  # the kit exits with numbers alone
+
+
+def _discard_stdout() -> None:
+    """What is still in the buffer would raise again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stop_on_signals(runner, within_s: float | None = None) -> None:
-    """Ctrl-C and SIGTERM set runner.stop_wanted, and what is under way ends in good order.
+    """Ctrl-C and SIGTERM set runner.stop_wanted; what is under way is finished.
 
-    A second one ends the process at once; the broker will deliver again what was not acked.
-    within_s is for who has nothing to finish: after so long it ends, even if the broker is frozen.
+    A second one ends the process at once; the broker delivers again what has no ack. within_s is
+    for a runner with nothing to finish: the process ends after that time, whatever it waits for.
     """
-    def wanted(*_):
+    def on_signal(*_):
         if runner.stop_wanted:
             os._exit(EXIT_INTERRUPTED)
         runner.stop_wanted = True
         if within_s:
             _later(within_s, os._exit, EXIT_OK)
         else:
-            _later(PATIENCE_S, console.say, "Terminando lo que está en curso. Otro Ctrl-C lo corta; nada se pierde.")
+            _later(SLOW_STOP_S, console.print_line, "Terminando lo que está en curso."
+                   " Otro Ctrl-C lo corta; nada se pierde.")
 
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one exists on Windows only
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # SIGBREAK exists on Windows only
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), wanted)
+            signal.signal(getattr(signal, name), on_signal)
 
 
-def _later(seconds: float, function: Callable, argument: object) -> None:
-    timer = threading.Timer(seconds, function, [argument])
+def _later(delay_s: float, function: Callable, argument: object) -> None:
+    timer = threading.Timer(delay_s, function, [argument])
     timer.daemon = True
     timer.start()
 

@@ -1,4 +1,4 @@
-"""What the scripts print: lines, colour, bars. Nothing that an event carries reaches the terminal raw."""
+"""What the scripts print. Nothing that an event carries reaches the terminal unfiltered."""
 
 import errno
 import functools
@@ -8,77 +8,133 @@ import sys
 import threading
 import time
 import unicodedata
+from collections.abc import Mapping
+from datetime import datetime, timezone
 
-# Bold, and neither light nor dark (of the 256 colours): to be read on white and on black, from the last row.
+from common.config import KitError
+
+# Bold, neither light nor dark (of the 256 colours): readable on white and on black.
 _COLOURS = {"ok": "1;38;5;28", "warn": "1;38;5;130", "error": "1;38;5;196", "bold": "1"}
 _BIDI = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_REASONS = {"EACCES": "sin permiso", "EPERM": "sin permiso", "ENOSPC": "no queda espacio", "EDQUOT": "no queda espacio",
-            "EROFS": "es de solo lectura", "ENOENT": "no existe", "ENOTDIR": "hay un archivo donde iría una carpeta",
-            "EEXIST": "hay un archivo donde iría una carpeta", "EISDIR": "es una carpeta",
-            "ENAMETOOLONG": "el nombre es demasiado largo"}
+_REASONS = {
+    "EACCES": "sin permiso", "EPERM": "sin permiso", "ENOSPC": "no queda espacio",
+    "EDQUOT": "no queda espacio", "EROFS": "es de solo lectura", "ENOENT": "no existe",
+    "ENOTDIR": "hay un archivo donde iría una carpeta", "EISDIR": "es una carpeta",
+    "EEXIST": "hay un archivo donde iría una carpeta", "ENAMETOOLONG": "el nombre es muy largo"}
 SHORT_ID = 8  # characters
+OUTCOMES = {"done": "procesados", "duplicate": "duplicados", "skipped": "de otro tipo",
+            "retry": "a reintentar", "dead": "a dead_letter_queue"}
+OUTCOME_COLOURS = {"done": "ok", "retry": "warn", "dead": "error"}
 _lock = threading.Lock()
 json_mode = False
 
 
+class OutputError(KitError):
+    """stdout or stderr cannot be written: a full disk behind a redirection."""
+
+    exit_code = 78
+
+
 def set_up(as_json: bool = False) -> None:
-    """Call once at the start: an old Windows console cannot print ✔, and colour needs a switch there."""
+    """Call once at the start: an old Windows console cannot print ✔ and has to enable colour."""
     global json_mode
     json_mode = as_json
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     if os.name == "nt":
-        os.system("")  # turns on the terminal's escape codes (bugs.python.org/issue30075)
+        os.system("")  # enables the terminal's escape codes (bugs.python.org/issue30075)
 
 
 def clean(text: object) -> str:
-    """The text without what would move the cursor, hide or reorder it: C0, C1, surrogates, bidi."""
+    """The text without what moves the cursor, hides or reorders: C0, C1, surrogates, bidi."""
     text = str(text)
-    if text.isprintable():  # most are, and one look is cheaper than one at each character
+    if text.isprintable():
         return text
-    return "".join(
-        "\ufffd" if char in _BIDI or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text)
+    hidden = ("Cc", "Cs", "Zl", "Zp")
+    return "".join("\ufffd" if char in _BIDI or unicodedata.category(char) in hidden else char
+                   for char in text)
 
 
 def paint(text: str, colour: str | None, stream=None) -> str:
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if colour and _takes_colour(stream or out()) else text
+    if colour and _takes_colour(stream or out()):
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+    return text
 
 
 @functools.cache
 def _takes_colour(stream) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (stream.isatty() and not os.environ.get("NO_COLOR")
+            and os.environ.get("TERM") != "dumb")
 
 
 def out():
-    """Where words for people go: with --json stdout is for data alone."""
+    """The stream for people: with --json, stdout is for data alone."""
     return sys.stderr if json_mode else sys.stdout
 
 
-def say(text: str, colour: str | None = None) -> None:
-    """Print one line for people."""
-    _write(out(), paint(text, colour))
+def print_line(text: str, colour: str | None = None) -> None:
+    """Print a line for people. Raises OutputError, BrokenPipeError."""
+    _write(out(), paint(text, colour) + "\n")
 
 
-def complain(text: str) -> None:
-    """Print one line that says what went wrong and what to do."""
-    _write(sys.stderr, paint(clean(text), "error", sys.stderr))
+def print_error(text: str) -> None:
+    """Print a line that says what went wrong and what to do."""
+    _write(sys.stderr, paint(clean(text), "error", sys.stderr) + "\n")
 
 
-def data(*records: dict) -> None:
-    """Print each object as one line on stdout; ASCII, so that no console's encoding can spoil it."""
-    _write(sys.stdout, "\n".join(map(json.dumps, records)))
+def print_json(*records: dict) -> None:
+    """Print each object as one line on stdout; ASCII, whatever the console's encoding is."""
+    _write(sys.stdout, "".join(json.dumps(record) + "\n" for record in records))
 
 
-def _write(stream, line: str) -> None:
-    with _lock:  # the I/O thread says "conexión perdida" while the handler prints an event
-        stream.write(line + "\n")
-        stream.flush()
+def print_deliveries(consumer: str, deliveries: list) -> None:
+    """Print what became of each delivery (common/consuming.py), in one write: a line, and one more
+    for why it failed; with --json an object."""
+    if json_mode:
+        return print_json(*({
+            "time": f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z",
+            "consumer": consumer, "event_id": delivery.event_id, "attempt": delivery.attempt,
+            "outcome": delivery.outcome, "detail": delivery.line, "why": delivery.why}
+            for delivery in deliveries))
+    text = ""
+    for delivery in deliveries:
+        line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome))
+        text += (f"{time.strftime('%H:%M:%S')} {line} · evento"
+                 f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
+        if delivery.why:
+            text += f"         {clean(delivery.why)}\n"
+    _write(out(), text)
+
+
+def print_totals(consumer: str, counts: Mapping[str, int]) -> None:
+    """One line with each outcome that there was."""
+    shown = [f"{words} {counts[outcome]}" for outcome, words in OUTCOMES.items()
+             if counts[outcome] or outcome == "done"]
+    print_line(f"{consumer}: {', '.join(shown)}.")
+
+
+def flush() -> None:
+    """Write what others have left in stdout's buffer. Raises as print_line does."""
+    _write(sys.stdout, "")
+
+
+def _write(stream, text: str) -> None:
+    try:
+        with _lock:  # two threads print
+            stream.write(text)
+            stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"No se puede escribir en la salida ({reason(error)}):"
+                          " libera espacio o redirige a otro archivo.") from None
 
 
 def reason(error: OSError) -> str:
     """Why a file or folder cannot be used."""
-    return _REASONS.get(errno.errorcode.get(error.errno or 0, ""), error.strerror or "error de disco")
+    name = errno.errorcode.get(error.errno or 0, "")
+    return _REASONS.get(name, error.strerror or "error de disco")
 
 
 def clock() -> str:
@@ -86,18 +142,17 @@ def clock() -> str:
 
 
 def short(identifier: object) -> str:
-    """The end of an id, enough to tell it from others on the screen; ids of one moment begin alike."""
+    """The end of an id, enough to tell it from others; ids of one moment begin alike."""
     return clean(identifier or "-")[-SHORT_ID:]
 
 
 def bar(count: int, most: int, width: int = 24) -> str:
     """A bar of `width` characters for the largest count; at least one for any count above 0."""
-    length = max(1, round(width * count / most)) if count else 0
-    return "█" * length
+    return "█" * max(1, round(width * count / most)) if count else ""
 
 
-def table(rows: list[tuple], right: set[int] = frozenset()) -> list[str]:
-    """Lines with the columns aligned; `right` holds the indexes of the columns aligned right."""
+def table(rows: list[tuple], right: frozenset[int] | set[int] = frozenset()) -> list[str]:
+    """Lines with the columns aligned; `right` holds the indexes of right-aligned columns."""
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return ["  ".join(cell.rjust(width) if index in right else cell.ljust(width)

@@ -1,241 +1,283 @@
-"""A consumer: a handler gets an event and does its work, or raises; it never touches AMQP.
+"""The verbs of a consumer, and what each of them guarantees.
 
-The order is the guarantee: effect and ledger row in one transaction, commit, then the copy for a retry
-or for the dead letters confirmed by the broker, then the ack. A crash between any two steps means a
-redelivery, never a loss, and the ledger turns the redelivery into nothing.
+Events that arrived together are a batch: one transaction, one ack. finish() ends it in one line:
+
+    commit -> ack what is done -> publish a copy of what failed -> wait for confirms -> ack the rest
+
+If the process dies between any two steps, the broker delivers again, and the ledger turns what is
+done already into a duplicate: nothing is lost, nothing is done twice.
 """
 
+import sys
 import time
-import uuid
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
-import pika
-
-from common import console, exchange, simulation
-from common.cli import EXIT_OK, stop_on_signals
-from common.config import ConfigError, Settings
-from common.consumer import Consumer, Options
-from common.connection import BrokerUnavailable, places
-from common.deliveries import STOP_TIMEOUT_S, Deliveries, Delivery
-from common.events import USER_CREATED, Event, decode, now
+from common import console, crash_loop, exchange, simulation
+from common.cli import ConsumerOptions, stop_on_signals
+from common.config import KitError, endpoints
+from common.connection import IoThread
+from common.database import Stopped
+from common.events import USER_CREATED, decode, now
 from common.ledger import Ledger
-from common.publishing import Message
-from common.retry import PermanentError, attempt_of, cut, failed_headers, next_step
-from common.state import StateError
+from common.problems import no_broker
+from common.publishing import NACK, RETURN, TIMEOUT, ConfirmedChannel
+from common.retry import copied_properties, cut, failed_headers, next_delay_s
+from common.subscription import Delivery, Subscription
 
-BATCH_S = 0.1  # a batch is committed and acked at least this often
-SUMMARY_S = 1
-FORGET_S = 3600  # how often the ledger is searched for old rows
-POLL_S = 0.2  # how soon Ctrl-C is heard, on Windows too
-LAST_COPIES_S = 30  # at --limit nobody is waiting: the last copies get their time
-MAX_STARTS = 5  # starts without an end that make an event a dead letter
-
-DONE, DUPLICATE, SKIPPED, RETRY, DEAD = "done", "duplicate", "skipped", "retry", "dead"
-SUMMARY = {DONE: "hechos", DUPLICATE: "repetidos", SKIPPED: "de otro tipo", RETRY: "a reintentar",
-           DEAD: "a dead_letter_queue"}
-WHY_INDENT = " " * 9  # below the text, behind the time
-COLOURS = {DONE: "ok", RETRY: "warn", DEAD: "error"}
+BATCH_S = 0.1  # a batch is finished at least this often
+TICK_S, FORGET_S = 1, 3600  # how often the summary is printed, and old rows are deleted
+STOP_TIMEOUT_S = 2  # for the copies under way
+CLOSE_TIMEOUT_S = 1
 
 
-class CrashLoop(PermanentError):
-    """An event at which the process died, again and again."""
+class Consumer:
+    """The consumer `name`, while the `with` block lasts. tables: SQL of the handler's own tables in
+    STATE_DIR/<name>.db. summary(db): a line about all of it, printed while it grows.
 
-
-class Outcome(NamedTuple):
-    """What became of one delivery. text: the line to print; why it failed; copy: what goes on in its place."""
-
-    delivery: Delivery
-    kind: str
-    event_id: str
-    text: str
-    why: str = ""
-    copy: Message | None = None
-
-    @property
-    def attempt(self) -> int:
-        return attempt_of(self.delivery.properties.headers)
-
-
-def consume(consumer: Consumer, settings: Settings, options: Options) -> int:
-    """Run until Ctrl-C, SIGTERM, the limit or the idle timeout; the exit code."""
-    return _Run(consumer, settings, options).until_stopped()
-
-
-class _Run:
-    def __init__(self, consumer: Consumer, settings: Settings, options: Options):
-        self.consumer, self.settings, self.options = consumer, settings, options
-        self.ledger = Ledger(settings.state_dir, consumer.name, consumer.schema)
-        self.deliveries = Deliveries(settings, consumer.name, min(options.prefetch, options.limit or options.prefetch),
-                                     options.ephemeral)
-        self.stop_wanted = self.announced = False
-        self.counts: Counter = Counter()
-        self.summarized, self.summary_at = 0, time.monotonic()
-        self.forget_at = self.summary_at
-
-    def until_stopped(self) -> int:
-        stop_on_signals(self)
-        self.deliveries.start()
-        not_started: list[Delivery] = []
-        patience_s: float = STOP_TIMEOUT_S
-        try:
-            not_started = self._loop()
-            patience_s = STOP_TIMEOUT_S if self.stop_wanted else LAST_COPIES_S
-        finally:
-            self.deliveries.stop(not_started, patience_s)
-            self.ledger.close()
-        console.say(f"{self.consumer.name}: " + ", ".join(
-            f"{words} {self.counts[kind]}" for kind, words in SUMMARY.items()
-            if self.counts[kind] or kind == DONE) + ".")
-        return EXIT_OK
-
-    def _loop(self) -> list[Delivery]:
-        """Handle what arrives; returns what was taken but not started."""
-        active_at = time.monotonic()
-        while not self.stop_wanted:
-            room = (self.options.limit or 10**9) - self.counts.total()
-            if room <= 0:
-                break
-            batch = self.deliveries.take(min(room, self.options.prefetch), POLL_S)
-            self._announce()
-            if batch:
-                left = self._handle(batch)
-                active_at = time.monotonic()
-                if left:
-                    return left
-            self._summarize()
-            self._forget_old()
-            idle = time.monotonic() - active_at
-            if self.options.idle_timeout_s is not None and idle > self.options.idle_timeout_s:
-                self._stop_idle()
-        return []
-
-    def _announce(self) -> None:
-        """Say once, and only when it is true, that events can come."""
-        if self.deliveries.connected and not self.announced:
-            self.announced = True
-            where = "una cola efímera" if self.options.ephemeral else exchange.CONSUMERS[self.consumer.name]
-            console.say(f"{self.consumer.name}: escucha {where} en {places(self.settings)}. Ctrl-C para terminar.")
-
-    def _stop_idle(self) -> None:
-        if not self.deliveries.connected:
-            raise BrokerUnavailable(f"No hay broker en {places(self.settings)}: arráncalo con python kit.py"
-                                    " broker up o revisa RABBITMQ_URL.")
-        self.stop_wanted = True
-
-    def _handle(self, batch: list[Delivery]) -> list[Delivery]:
-        """Handle a batch in as few transactions as may be; returns what a stop left unstarted."""
-        outcomes: list[Outcome] = []
-        deadline = time.monotonic() + BATCH_S
-        for index, delivery in enumerate(batch):
-            if self.stop_wanted:
-                self._finish(outcomes)
-                return batch[index:]
-            alone = (delivery.redelivered or simulation.HEADER in (delivery.properties.headers or {})
-                     or self.consumer.elsewhere)
-            if alone:  # it may have killed a process, or may take long: its neighbours must not go down with it, or wait
-                self._finish(outcomes)
-            outcomes.append(self._try(delivery))
-            if alone or time.monotonic() > deadline:
-                self._finish(outcomes)
-                deadline = time.monotonic() + BATCH_S
-        self._finish(outcomes)
-        return []
-
-    def _try(self, delivery: Delivery) -> Outcome:
-        event = None
-        try:
-            event = decode(delivery.body)
-            if event.type != USER_CREATED:
-                return Outcome(delivery, SKIPPED, event.id, f"evento de tipo {event.type}: no es para aquí")
-            if delivery.redelivered:
-                self._note_start(event)
-            simulation.obey(delivery.properties.headers, self.consumer.name, len(self.settings.retry_delays) + 1)
-            once = self.ledger.once_elsewhere if self.consumer.elsewhere else self.ledger.once
-            text = once(event.id, lambda: self.consumer.handle(event, self.ledger))
-            if delivery.redelivered:
-                self.ledger.forget_starts(event.id)
-        except (StateError, ConfigError):  # nothing is acked: the broker keeps it all
-            if event and delivery.redelivered:
-                with suppress(StateError):  # the disk may be the reason
-                    self.ledger.forget_starts(event.id)  # an end in good order, too
-                    self.ledger.commit()
-            raise
-        except Exception as error:
-            if event and delivery.redelivered:
-                self.ledger.forget_starts(event.id)  # it has an end: a failure in good order
-            return self._failed(delivery, event, error)
-        if text is None:
-            return Outcome(delivery, DUPLICATE, event.id, "repetido, ya estaba hecho")
-        return Outcome(delivery, DONE, event.id, text)
-
-    def _note_start(self, event: Event) -> None:
-        if self.ledger.note_start(event.id) > MAX_STARTS:
-            raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
-
-    def _failed(self, delivery: Delivery, event: Event | None, error: Exception) -> Outcome:
-        headers = delivery.properties.headers
-        step = next_step(error, attempt_of(headers), self.settings.retry_delays)
-        to = exchange.DEAD_LETTER_QUEUE if step.delay_s is None else self.deliveries.retry_queues[step.delay_s]
-        properties = copied_properties(delivery.properties, failed_headers(
-            headers, error, step, consumer=self.consumer.name, to=to, failed_at=now(),
-            source_queue=exchange.CONSUMERS[self.consumer.name]))
-        return Outcome(delivery, DEAD if step.delay_s is None else RETRY,
-                       event.id if event else str(properties.message_id),
-                       f"falló → {self._name(to, step.delay_s)}", f"{type(error).__name__}: {cut(str(error))}",
-                       Message("", to, delivery.body, properties))
-
-    def _name(self, to: str, delay_s: float | None) -> str:
-        """An ephemeral retry queue has no name of its own to show."""
-        return to if delay_s is None or not self.options.ephemeral else f"espera de {delay_s:g} s"
-
-    def _finish(self, outcomes: list[Outcome]) -> None:
-        """Commit; then ack what is done, send on what failed, and say so."""
-        if not outcomes:
-            return
-        self.ledger.commit()
-        self.deliveries.ack([outcome.delivery for outcome in outcomes if not outcome.copy])
-        for outcome in outcomes:
-            if outcome.copy:
-                self.deliveries.forward(outcome.delivery, outcome.copy)
-            self.counts[outcome.kind] += 1
-        self._tell(outcomes)
-        outcomes.clear()
-
-    def _tell(self, outcomes: list[Outcome]) -> None:
-        """A line for each, and one more for why it failed; all of them in one write."""
-        if console.json_mode:
-            return console.data(*({"time": now(), "consumer": self.consumer.name, "event_id": outcome.event_id,
-                                   "attempt": outcome.attempt, "outcome": outcome.kind, "detail": outcome.text, "why": outcome.why}
-                                  for outcome in outcomes))
-        now_is, clean = console.clock(), console.clean
-        console.say("\n".join(
-            f"{now_is} {console.paint(clean(outcome.text), COLOURS.get(outcome.kind))}"
-            f" · evento {console.short(outcome.event_id)} · intento {outcome.attempt}"
-            + (f"\n{WHY_INDENT}{clean(outcome.why)}" if outcome.why else "") for outcome in outcomes))
-
-    def _forget_old(self) -> None:
-        """A little at a time, so that neither events nor Ctrl-C wait."""
-        if time.monotonic() >= self.forget_at and not self.ledger.forget_old():
-            self.forget_at = time.monotonic() + FORGET_S
-
-    def _summarize(self) -> None:
-        """Show the whole at most once a second, and only when it has grown."""
-        if not self.consumer.summary or self.counts[DONE] == self.summarized:
-            return
-        if time.monotonic() - self.summary_at > SUMMARY_S:
-            self.summarized, self.summary_at = self.counts[DONE], time.monotonic()
-            console.say(f"{console.clock()} {console.clean(self.consumer.summary(self.ledger))}", "bold")
-
-
-def copied_properties(original: pika.BasicProperties, headers: dict) -> pika.BasicProperties:
-    """Persistent, and without what would act again: expiration, reply_to, user_id (the broker checks it).
-
-    A message without an id gets one, since a confirm is told by it.
+    Raises StateError, ConfigError, BrokerUnavailable (at --idle-timeout).
     """
-    return pika.BasicProperties(
-        content_type=original.content_type, content_encoding=original.content_encoding,
-        message_id=original.message_id or str(uuid.uuid4()), correlation_id=original.correlation_id,
-        type=original.type, app_id=original.app_id, timestamp=original.timestamp,
-        delivery_mode=2, headers=headers)
+
+    def __init__(self, name: str, options: ConsumerOptions, tables: str = "",
+                 summary: Callable | None = None):
+        self.name, self.options, self.settings = name, options, options.settings
+        self.stop_wanted, self._stop_at = False, 0.0
+        self.ledger = Ledger(self.settings.state_dir, name, crash_loop.TABLE + tables,
+                             lambda: self.stop_wanted)
+        self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
+        self._tick_at = self._forget_at = 0.0
+        self._queue = ""
+        self._declarations: list[Callable] = []
+        self._bindings: list[Callable] = []
+        self._batch: list[Delivery] = []  # has a verb, and is not finished
+        self._failed: list[Delivery] = []
+        self._io = IoThread()
+        self._subscription = Subscription(self._io, self.settings, self._declare, self._bind)
+        # Two connections: an alarm blocks one that publishes, acks too (docs/facts.md, broker 15).
+        self._copies = ConfirmedChannel(self._io, self.settings, self._declare, self._give_up,
+                                        quiet=True)
+
+    def __enter__(self):
+        stop_on_signals(self)
+        return self
+
+    def __exit__(self, kind, error, _) -> bool:
+        if self._io.is_alive():
+            try:
+                if kind is None:
+                    self.finish()
+            finally:
+                self._subscription.cancel()
+                self._io.stop(CLOSE_TIMEOUT_S)
+            if kind in (None, Stopped):
+                console.print_totals(self.name, self._counts)
+        self.ledger.db.close()
+        return kind is Stopped
+
+    # The topology, declared again on each new connection
+
+    def exchange_declare(self, exchange: str, exchange_type: str) -> None:
+        """Durable."""
+        self._declarations.append(lambda channel: channel.exchange_declare(
+            exchange=exchange, exchange_type=exchange_type, durable=True))
+
+    def queue_declare(self, queue: str) -> None:
+        """Durable, with its retry queues and dead_letter_queue. With --ephemeral, a queue without a
+        name that ends with the connection, and no retries."""
+        self._queue = queue
+        needed = exchange.topology(self.settings, queue)
+        for each in needed[:1] if self.options.ephemeral else needed:
+            self._declarations.append(lambda channel, each=each: channel.queue_declare(
+                queue=each.name, durable=True, arguments=each.arguments))
+
+    def queue_bind(self, queue: str, exchange: str) -> None:
+        """The exchange gives the queue a copy of every event."""
+        name = "" if self.options.ephemeral else queue
+        self._bindings.append(lambda channel: channel.queue_bind(
+            queue=name, exchange=exchange, routing_key=""))
+
+    def _declare(self, channel) -> None:
+        for declaration in self._declarations:
+            declaration(channel)
+
+    def _bind(self, channel) -> None:
+        for binding in self._bindings:
+            binding(channel)
+
+    # The loop and its verbs
+
+    def basic_consume(self, queue: str, prefetch_count: int) -> Iterator[Delivery]:
+        """Yield deliveries until Ctrl-C, SIGTERM, --limit or --idle-timeout; finish each batch."""
+        limit, begun = self.options.limit or sys.maxsize, 0
+        name, shown = ("", "una cola efímera") if self.options.ephemeral else (queue, queue)
+        self._io.start()
+        self._subscription.start(name, min(prefetch_count, limit), (
+            f"{self.name}: escucha {shown} en {endpoints(self.settings.urls)}."
+            " Ctrl-C para terminar."))
+        active_at = batch_at = time.monotonic()
+        while not self.stop_wanted and begun < limit:
+            delivery, moment = self._subscription.next(), time.monotonic()
+            if moment > self._tick_at:
+                self._tick(moment)
+            if delivery is None:
+                self.finish()
+                if moment - active_at > (self.options.idle_timeout_s or sys.maxsize):
+                    break
+                continue
+            headers = delivery.properties.headers
+            alone = (delivery.redelivered or self.options.steps
+                     or (headers and simulation.stands_alone(headers)))
+            if alone:  # it may kill the process: the events beside it must not suffer
+                self.finish()
+            if not self._batch:
+                batch_at = moment
+            begun += 1
+            self._step(delivery, "recibido" + ", reentregado" * delivery.redelivered)
+            yield delivery
+            if not delivery.outcome:
+                raise KitError("El bucle dejó un evento sin basic_ack, retry ni dead_letter.")
+            active_at = time.monotonic()
+            if alone or self._subscription.is_empty or active_at - batch_at > BATCH_S:
+                self.finish()
+        if not self._subscription.link.connected and not self.stop_wanted:
+            raise no_broker(self.settings.urls)
+
+    def once(self, delivery: Delivery, handler: Callable, before: Callable | None = None
+             ) -> str | None:
+        """Do handler(event, db) once, in one transaction with the ledger row. Returns its line,
+        None for an event that was done before.
+
+        before(event) calls a service first, with nothing locked; a crash right behind it means that
+        it is called again. Raises PermanentError for a malformed body, and what the two raise.
+        """
+        event = delivery.event = decode(delivery.body)
+        delivery.event_id = event.id
+        if event.type != USER_CREATED:
+            delivery.outcome = "skipped"
+            return f"evento de tipo {event.type}: no es para este consumidor"
+        if delivery.redelivered:
+            crash_loop.note_start(self.ledger, event.id)
+        if delivery.properties.headers:
+            simulation.obey(delivery.properties.headers, self.name,
+                            attempts=len(self.settings.retry_delays) + 1)
+        if before:
+            self.finish()
+            if not self.ledger.is_done(event.id):
+                before(event)
+        line = self.ledger.once(event, handler)
+        delivery.outcome = "duplicate" if line is None else "done"
+        return line
+
+    def basic_ack(self, delivery: Delivery, line: str | None = None) -> None:
+        """Ack it, after the commit; line: what to print."""
+        delivery.outcome = delivery.outcome or "done"
+        delivery.line = line or "duplicado, ya procesado"
+        self._step(delivery, "trabajo hecho" if line else "ya procesado")
+        self._batch.append(delivery)
+
+    def retry(self, delivery: Delivery, error: Exception) -> None:
+        """Send a copy to the retry queue of this attempt, after the last one to the dead letters;
+        ack the original once the copy is confirmed. Raises the kit's own errors again (disk,
+        settings), which are not the event's: nothing is acked, and the script ends."""
+        if isinstance(error, KitError):
+            if delivery.redelivered and delivery.event:
+                with suppress(KitError):  # the process does not die of the event
+                    crash_loop.forget(self.ledger, delivery.event.id)
+                    self.ledger.commit()
+            raise error
+        delays = () if self.options.ephemeral else self.settings.retry_delays
+        self._fail(delivery, error, next_delay_s(error, delivery.attempt, delays))
+
+    def dead_letter(self, delivery: Delivery, error: Exception) -> None:
+        """Send a copy to the dead letter queue; ack the original once it is confirmed."""
+        self._fail(delivery, error, None)
+
+    def _fail(self, delivery: Delivery, error: Exception, delay_s: float | None) -> None:
+        to = (exchange.DEAD_LETTER_QUEUE if delay_s is None
+              else exchange.retry_queue(self._queue, delay_s))
+        delivery.copy = to, failed_headers(
+            delivery.properties.headers, error, delay_s, consumer=self.name,
+            source_queue=self._queue, to=to, failed_at=now())
+        delivery.outcome = "dead" if delay_s is None else "retry"
+        delivery.line, delivery.why = f"falló → {to}", f"{type(error).__name__}: {cut(str(error))}"
+        self._step(delivery, f"falló: {delivery.why}")
+        self._batch.append(delivery)
+
+    def print_report(self, report: Callable, draw: Callable) -> None:
+        """What is on disk: report(db), an object with --json, or draw(db), lines."""
+        if console.json_mode:
+            return console.print_json(report(self.ledger.db))
+        for line in draw(self.ledger.db):
+            console.print_line(line)
+
+    # What the verbs have in common
+
+    def finish(self) -> None:
+        """Finish the batch, step by step; see the top of this file."""
+        batch, self._batch = self._batch, []
+        if not batch:
+            return
+        done: list[Delivery] = []
+        self._failed = []
+        for delivery in batch:
+            (self._failed if delivery.copy else done).append(delivery)
+            if delivery.redelivered and delivery.event:
+                crash_loop.forget(self.ledger, delivery.event.id)
+        self.ledger.commit()
+        self._step(batch[-1], "commit")
+        self.ack(done, multiple=not self._failed)
+        if self._failed and self._copies_confirmed():
+            self._step(batch[-1], "copia confirmada por el broker")
+            self.ack(self._failed, multiple=True)
+            done += self._failed
+        console.print_deliveries(self.name, done)
+        for delivery in done:
+            self._counts[delivery.outcome] += 1
+
+    def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
+        """multiple: one frame for all, as nothing before the last of them is still open."""
+        if deliveries:
+            self._subscription.ack(deliveries, multiple)
+            self._step(deliveries[-1], "ack")
+
+    def _copies_confirmed(self) -> bool:
+        """Publish the copies of what failed and wait for the confirms of all."""
+        for delivery in self._failed:
+            to, headers = delivery.copy  # type: ignore[misc]  # set by _fail()
+            self._copies.basic_publish("", to, delivery.body, copied_properties(
+                delivery.properties, headers), mandatory=True)
+        for message, answer in self._copies.answers(0):
+            if answer == TIMEOUT:
+                return False
+            if answer == RETURN:
+                console.print_line(f"{console.clock()} La cola {message.routing_key} no está:"
+                                   " se declara de nuevo.", "warn")
+                self._copies.declare_again()
+            if answer in (RETURN, NACK):
+                self._copies.publish_again(message)
+        return True
+
+    def _give_up(self, _) -> bool:
+        """Whether to wait for copies no longer: the script stops, or the originals come again."""
+        if self.stop_wanted and not self._stop_at:
+            self._stop_at = time.monotonic() + STOP_TIMEOUT_S
+        current = self._subscription.link.channel
+        return (bool(self._stop_at) and time.monotonic() > self._stop_at) or any(
+            delivery.channel is not current for delivery in self._failed)
+
+    def _step(self, delivery: Delivery, text: str) -> None:
+        if self.options.steps:
+            console.print_line(f"{console.clock()}   {console.clean(text)}"
+                               f" · entrega {delivery.tag}")
+
+    def _tick(self, moment: float) -> None:
+        """Once a second: print the summary if it has grown; seldom, delete old rows."""
+        self._tick_at = moment + TICK_S
+        if self._summary and self._counts["done"] != self._summarized:
+            self._summarized = self._counts["done"]
+            summary = console.clean(self._summary(self.ledger.db))
+            console.print_line(f"{console.clock()} {summary}", "bold")
+        if moment > self._forget_at:
+            self._forget_at = moment + FORGET_S
+            self.ledger.forget_old()

@@ -6,13 +6,13 @@ Each argument has its reason on the page docs/topologia.md.
 import re
 from dataclasses import dataclass
 
-from common.config import ConfigError, Settings
+from common.config import Settings
 
 EXCHANGE = "user_events"
 DEAD_LETTER_QUEUE = "dead_letter_queue"
 CONSUMERS = {"email": "email_queue", "loyalty": "loyalty_queue", "analytics": "analytics_queue"}
 
-# The broker's backstop, far above what graceful stops burn; RabbitMQ 4 would take 20,
+# The broker's backstop, far above what clean shutdowns use up; RabbitMQ 4 would take 20,
 # and -1 loses messages on 3.10 (docs/facts.md, broker 4 and 5).
 DELIVERY_LIMIT = 100
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
@@ -20,7 +20,7 @@ DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
 
 @dataclass(frozen=True)
 class Queue:
-    """bound: whether the fanout exchange feeds it."""
+    """bound: whether the exchange routes to it."""
 
     name: str
     arguments: dict
@@ -35,20 +35,20 @@ def retry_queue(queue: str, delay_s: float) -> str:
     return f"{queue}.retry.{milliseconds // 1000}s"
 
 
-def topology(settings: Settings, consumer: str | None = None) -> list[Queue]:
-    """Every queue of the kit, or those that one consumer needs."""
-    queues = [Queue(DEAD_LETTER_QUEUE, _typed(settings, {}, DEAD_LETTER_DELIVERY_LIMIT))]
-    for queue in [CONSUMERS[consumer]] if consumer else CONSUMERS.values():
-        dead = dead_lettering(DEAD_LETTER_QUEUE)
-        queues.append(Queue(queue, _typed(settings, dead, DELIVERY_LIMIT), bound=True))
-        queues += [Queue(retry_queue(queue, delay), _typed(settings, retry_arguments(queue, delay)))
-                   for delay in dict.fromkeys(settings.retry_delays)]
-    return queues
+def work_arguments(settings: Settings) -> dict:
+    """A consumer's own queue: what the broker gives up on goes to the dead letters."""
+    return _typed(settings, dead_lettering(DEAD_LETTER_QUEUE), DELIVERY_LIMIT)
 
 
-def retry_arguments(queue: str, delay_s: float) -> dict:
-    """One fixed delay for all messages of a queue: expiry happens at its head only (docs/facts.md, broker 8)."""
-    return {"x-message-ttl": round(delay_s * 1000), **dead_lettering(queue)}
+def retry_arguments(settings: Settings, queue: str, delay_s: float) -> dict:
+    """Messages wait for the TTL, then return to `queue`. One fixed delay for each retry queue, as
+    expiry happens at a queue's head only (docs/facts.md, broker 8)."""
+    ttl = {"x-message-ttl": round(delay_s * 1000)}
+    return _typed(settings, ttl | dead_lettering(queue))
+
+
+def dead_letter_arguments(settings: Settings) -> dict:
+    return _typed(settings, {}, DEAD_LETTER_DELIVERY_LIMIT)
 
 
 def dead_lettering(queue: str) -> dict:
@@ -57,7 +57,8 @@ def dead_lettering(queue: str) -> dict:
 
 
 def _typed(settings: Settings, arguments: dict, delivery_limit: int | None = None) -> dict:
-    """The same queue, as a quorum or a classic one; only the former dead-letters at least once (docs/facts.md, broker 1)."""
+    """The same queue as a quorum or a classic one; only a quorum queue dead-letters at least once
+    (docs/facts.md, broker 1)."""
     if settings.queue_type == "classic":
         return {"x-queue-type": "classic", **arguments}
     typed = {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced", **arguments}
@@ -68,13 +69,23 @@ def _typed(settings: Settings, arguments: dict, delivery_limit: int | None = Non
     return typed
 
 
-def declare(channel, settings: Settings, consumer: str | None = None) -> None:
-    """Declare it all, or what one consumer needs; what is there already stays as it is.
+def topology(settings: Settings, *queues: str) -> list[Queue]:
+    """The dead letter queue and what these consumers' queues need; of all consumers, if none."""
+    found = [Queue(DEAD_LETTER_QUEUE, dead_letter_arguments(settings))]
+    for queue in queues or CONSUMERS.values():
+        found.append(Queue(queue, work_arguments(settings), bound=True))
+        found += [Queue(retry_queue(queue, delay), retry_arguments(settings, queue, delay))
+                  for delay in dict.fromkeys(settings.retry_delays)]
+    return found
+
+
+def declare(channel, settings: Settings, *queues: str) -> None:
+    """Declare the exchange and that topology; what exists already stays as it is.
 
     On an asynchronous channel this returns at once, and what is sent next waits its turn.
     """
     declare_exchange(channel)
-    for queue in topology(settings, consumer):
+    for queue in topology(settings, *queues):
         declare_queue(channel, queue)
 
 
@@ -85,25 +96,17 @@ def declare_exchange(channel) -> None:
 def declare_queue(channel, queue: Queue) -> None:
     channel.queue_declare(queue=queue.name, durable=True, arguments=queue.arguments)
     if queue.bound:
-        bind(channel, queue.name)
-
-
-def bind(channel, queue: str) -> None:
-    channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key="")
-
-
-def explain_refusal(text: str) -> ConfigError:
-    """Turn the broker's 406 into words: which queue, which argument, what to do."""
-    return ConfigError(f"{difference(text)}. Usa los ajustes con los que se creó (QUEUE_TYPE), o bórralo todo y"
-                       " créalo de nuevo: python setup_queues.py --reset (con --force, también lo que tenga mensajes).")
+        channel.queue_bind(queue=queue.name, exchange=EXCHANGE, routing_key="")
 
 
 def difference(text: str) -> str:
-    """What the broker says of an inequivalent declaration, in Spanish and short."""
-    match = re.search(r"inequivalent arg '(.+)' for (?:queue|exchange) '(.+)' in vhost .*: received (.*)"
-                      r" but current is (.*)", text, re.DOTALL)
+    """What the broker says of an inequivalent declaration (406), in Spanish and short."""
+    match = re.search(r"inequivalent arg '(.+)' for (?:queue|exchange) '(.+)' in vhost .*: received"
+                      r" (.*) but current is (.*)", text, re.DOTALL)
     if not match:
         return f"El broker no acepta la definición: {text}"
-    argument, name, wanted, current = (re.sub(r"the value (.*) of type .*", r"\1", part) for part in match.groups())
+    argument, name, wanted, current = (
+        re.sub(r"the value (.*) of type .*", r"\1", part) for part in match.groups())
     has = f"sin {argument}" if current == "none" else f"con {argument} = {current}"
-    return f"{name} ya existe {has}, y estos ajustes {'no lo ponen' if wanted == 'none' else f'piden {wanted}'}"
+    asks = "no lo ponen" if wanted == "none" else f"piden {wanted}"
+    return f"{name} ya existe {has}, y estos ajustes {asks}"

@@ -1,87 +1,102 @@
 """What one consumer has done, in SQLite: an event done once is never done again.
 
-The row is written in the transaction of the effect itself, so there is no moment at which one is on
-disk and the other is not. Source: https://www.sqlite.org/lang_transaction.html
+The row is written in the transaction of the effect itself: both are on disk, or neither.
+Source: https://www.sqlite.org/lang_transaction.html
 """
 
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common.state import StateFile, key_of
+from common.database import open_database, problem, undone, wait_longer
+from common.events import Event
 
-COMFORT = "No se pierde nada: el broker guarda los eventos."
-KEEP_DAYS = 90  # a copy of an event that comes later than this is done again
-FORGET_AT_ONCE = 1000  # rows; other processes wait so long
-_SCHEMA = """
+LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
+LONG_S = 0.2  # after a transaction this long the other processes get their turn
+KEEP_DAYS = 90  # a copy of an event that arrives later than this is done again
+TABLE = """
 CREATE TABLE IF NOT EXISTS done (event_id BLOB PRIMARY KEY, done_at INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS started (event_id BLOB PRIMARY KEY, starts INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 
-class Ledger(StateFile):
+class Ledger:
     """One consumer's file, STATE_DIR/<consumer>.db, shared by all its processes.
 
-    schema: the SQL of the consumer's own tables. Raises StateError.
+    tables: the SQL of the handler's own tables. Raises StateError, Stopped.
     """
 
-    def __init__(self, state_dir: Path, consumer: str, schema: str = ""):
-        self.folder = state_dir
-        self._forgot = b""  # how far the present round of forget_old() has come
-        super().__init__(state_dir / f"{consumer}.db", _SCHEMA + schema, COMFORT)
+    def __init__(self, state_dir: Path, consumer: str, tables: str = "",
+                 stop_wanted: Callable[[], bool] = bool):
+        self.path, self._stop_wanted = state_dir / f"{consumer}.db", stop_wanted
+        self._in_handler, self._began_at = False, 0.0
+        self.db = open_database(self.path, TABLE + tables)
+        self.db.execute(f"PRAGMA busy_timeout = {LOCK_POLL_S * 1000:.0f}")
+        self.db.set_authorizer(self._authorize)
 
-    def once(self, event_id: str, effect: Callable[[], str]) -> str | None:
-        """Run effect() and note the event as done, both or neither. None if it was done before."""
-        key = key_of(event_id)
-        with self.disk_problems():
-            self.begin()
-            self.db.execute("SAVEPOINT event")
+    def begin(self) -> None:
+        """Begin a transaction, if none is open; wait for other processes as long as it takes."""
+        tries = 0
+        while not self.db.in_transaction:
             try:
-                new = self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", (key, int(time.time())))
-                result = effect() if new.rowcount else None
-            except BaseException:
-                if self.db.in_transaction:  # a full disk has already rolled back all
-                    self.db.execute("ROLLBACK TO event")
-                    self.db.execute("RELEASE event")
-                raise
-            self.db.execute("RELEASE event")
-            return result
+                self.db.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                tries += 1
+                wait_longer(self.path, error, tries, self._stop_wanted())
+            self._began_at = time.monotonic()
 
-    def once_elsewhere(self, event_id: str, effect: Callable[[], str]) -> str | None:
-        """The same where effect() may take long: it runs first, and nothing is locked meanwhile.
+    def commit(self) -> None:
+        if self.db.in_transaction:
+            try:
+                self.db.execute("COMMIT TRANSACTION")
+            except sqlite3.Error as error:
+                raise problem(self.path, error) from None
+            if time.monotonic() - self._began_at > LONG_S:
+                time.sleep(LOCK_POLL_S / 2)
 
-        A crash between the two means that it is done again.
+    def once(self, event: Event, handler: Callable[[Event, sqlite3.Connection], str]) -> str | None:
+        """Run handler(event, db) and write the row, both or neither; None if it was done before.
+
+        Raises what the handler raises; then nothing of it is left.
         """
-        with self.disk_problems():
-            if self.db.execute("SELECT 1 FROM done WHERE event_id = ?", (key_of(event_id),)).fetchone():
-                return None
-        result = effect()
-        self.once(event_id, lambda: result)
-        return result
+        line, error = None, None
+        self.begin()
+        self.db.execute("SAVEPOINT kit_event")
+        try:
+            if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)",
+                               (key_of(event.id), int(time.time()))).rowcount:
+                self._in_handler = True
+                line = handler(event, self.db)
+        except Exception as raised:
+            error = raised
+        self._in_handler = False
+        if not self.db.in_transaction:
+            raise undone(self.path, error)
+        if error:
+            self.db.execute("ROLLBACK TO kit_event")
+        self.db.execute("RELEASE kit_event")
+        if error:
+            raise problem(self.path, error)
+        return line
 
-    def forget_old(self) -> bool:
-        """Drop some rows of events done over KEEP_DAYS ago; whether there may be more."""
-        with self.disk_problems():
-            old = self.db.execute("SELECT event_id FROM done WHERE event_id > ? AND done_at < ? ORDER BY event_id LIMIT ?",
-                                  (self._forgot, int(time.time()) - KEEP_DAYS * 86_400, FORGET_AT_ONCE)).fetchall()
-            if old:
-                self.begin()
-                self.db.executemany("DELETE FROM done WHERE event_id = ?", old)
+    def _authorize(self, action: int, *_) -> int:
+        """A handler cannot end the transaction, which it shares with the events beside its own.
+
+        SQLite asks when it compiles a statement; ours are in the cache, under texts of their own.
+        """
+        ends = action in (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT)
+        return sqlite3.SQLITE_DENY if ends and self._in_handler else sqlite3.SQLITE_OK
+
+    def is_done(self, event_id: str) -> bool:
+        return bool(self.db.execute("SELECT 1 FROM done WHERE event_id = ?",
+                                    (key_of(event_id),)).fetchone())
+
+    def forget_old(self) -> None:
+        """Delete the rows older than KEEP_DAYS."""
+        self.begin()
+        self.db.execute("DELETE FROM done WHERE done_at < ?", (time.time() - KEEP_DAYS * 86_400,))
         self.commit()
-        self._forgot = old[-1][0] if old else b""
-        return bool(old)
 
-    def note_start(self, event_id: str) -> int:
-        """Count, on disk, that an event is begun; how often it has been begun without an end."""
-        with self.disk_problems():
-            self.begin()
-            row = self.db.execute(
-                "INSERT INTO started VALUES (?, 1) ON CONFLICT DO UPDATE SET starts = starts + 1"
-                " RETURNING starts", (key_of(event_id),)).fetchone()
-        self.commit()
-        return row[0]
 
-    def forget_starts(self, event_id: str) -> None:
-        with self.disk_problems():
-            self.begin()
-            self.db.execute("DELETE FROM started WHERE event_id = ?", (key_of(event_id),))
+def key_of(event_id: str) -> bytes:
+    return bytes.fromhex(event_id.replace("-", ""))

@@ -1,86 +1,176 @@
-"""Confirmed, pipelined publishing: many messages under way at once, each answered for.
+"""Publishing with confirms: many messages under way at once, each answered for.
 
-https://www.rabbitmq.com/docs/confirms#publisher-confirms
+Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms
 """
 
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any
 
 import pika
-from pika.adapters.select_connection import IOLoop
 
 from common.config import Settings
-from common.connection import Link, backoff_s, describe
+from common.connection import IoThread, Link
+from common.events import Event
 from common.exchange import declare
 from common.outbox import Outbox
+from common.patches import one_write
 
-WINDOW = 1000  # messages under way at once
+WINDOW = 1000  # messages without an answer, at most
 BATCH = 200  # messages written to the outbox in one transaction
-CONFIRM_TIMEOUT_S = 10  # an older unconfirmed message means a new connection (docs/facts.md, broker 13)
+BATCH_S = 0.05  # a smaller batch goes out after this time
+NACK_PAUSE_S = 0.5
+MAX_NACKS = 20  # of one message: perhaps only this channel refuses it (docs/facts.md, broker 24)
+CONFIRM_TIMEOUT_S = 10  # older: a new connection (docs/facts.md, broker 13)
 CLOSE_TIMEOUT_S = 2
-TICK_S = 0.05
+POLL_S = 0.1
 
-CONFIRMED = "confirmed"
-RETURNED = "returned"
-UNCONFIRMED = "unconfirmed"
+ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
 
-class Message(NamedTuple):
-    """What is published, and where to."""
+def properties(event: Event, delivery_mode: int, headers: dict | None = None):
+    """The AMQP properties of an event; delivery_mode 1 is transient, 2 persistent."""
+    return pika.BasicProperties(
+        content_type="application/cloudevents+json", message_id=event.id, type=event.type,
+        app_id="ecomarket", timestamp=int(time.time()), delivery_mode=delivery_mode,
+        headers=headers)
 
+
+@dataclass(slots=True, eq=False)
+class Message:
     exchange: str
     routing_key: str
     body: bytes
     properties: pika.BasicProperties
+    mandatory: bool
+    sent_at: float = 0.0  # time.monotonic()
+    nacks: int = 0
+
+    @property
+    def id(self) -> str:
+        return str(self.properties.message_id)
 
 
-class Pending(NamedTuple):
-    """done(message, outcome) is called once, with CONFIRMED or RETURNED. refused_at: for the first time."""
+class ConfirmedChannel:
+    """A channel in confirm mode on a connection of its own, which comes back; what has no answer by
+    then is sent again. With an outbox, a message is on disk before it is sent, until its ack.
 
-    message: Message
-    done: Callable[[Message, str], None]
-    sent_at: float = 0.0
-    refused_at: float = 0.0
-
-
-class Publisher:
-    """Sends on a connection of its own; what was under way when that broke is sent again, same ids.
-
-    declare(channel) is called on each new channel, before anything is published on it.
+    declare(channel) runs on each new channel, before anything is published. give_up(channel) says
+    when to wait no longer. The main thread calls the public methods.
     """
 
-    def __init__(self, ioloop, settings: Settings, declare, on_refused, quiet: bool = False):
-        self.link = Link(ioloop, settings, self._channel_opened, self._lost, on_refused, quiet)
-        self._ioloop = ioloop
-        self._declare = declare
-        self._channel = None
-        self._waiting: deque[Pending] = deque()
-        self._unconfirmed: dict[int, Pending] = {}  # by delivery tag, oldest first
+    def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
+                 outbox: Outbox | None = None, quiet: bool = False):
+        self.answered_at, self.late_acks = time.monotonic(), 0
+        self._io, self._declare, self._give_up, self._outbox = io, declare, give_up, outbox
+        self._batch: list[Message] = []  # neither in the outbox nor sent
+        self._acked: list[str] = []  # still in the outbox
+        self._sent_at = 0.0
+        self._open: dict[int, Message] = {}  # without an answer, by id()
+        self._answers: deque[tuple[Message, str]] = deque()
+        self._arrived = threading.Event()
+        # In the I/O thread:
+        self._link = Link(io, settings, self._channel_opened, self._lost, quiet)
+        self._channel: Any = None
+        self._waiting: deque[Message] = deque()
+        self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
         self._last_tag = 0
         self._returned: Counter = Counter()
-        self._later: list[Pending] = []  # refused by the broker, to be sent again after a pause
-        self._refusals = 0
-        self._ready_at = 0.0
-        ioloop.call_later(1, self._watch)
+        io.call(self._watch)
 
-    def send(self, message: Message, done: Callable[[Message, str], None]) -> None:
-        self._waiting.append(Pending(message, done))
-        self.link.open()
-        self._pump()
+    def confirm_delivery(self) -> None:
+        """Open the channel; the broker answers for each message on it."""
+        self._io.call(self._link.open)
 
-    def open_count(self) -> int:
-        """How many messages have no answer yet."""
-        return len(self._waiting) + len(self._unconfirmed) + len(self._later)
+    def basic_publish(self, exchange: str, routing_key: str, body: bytes,
+                      properties: pika.BasicProperties, mandatory: bool) -> None:
+        """Publish, with the batch that this message completes."""
+        message = Message(exchange, routing_key, body, properties, mandatory)
+        if not self._open:
+            self.answered_at = time.monotonic()
+        self._open[id(message)] = message
+        self._batch.append(message)
+        if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
+            self._send_batch()
 
-    def open_messages(self) -> Iterator[Message]:
-        return (pending.message for pending in (*self._unconfirmed.values(), *self._later, *self._waiting))
+    def publish_again(self, message: Message) -> None:
+        """After a nack or a return, with a pause."""
+        self._open[id(message)] = message
+        again = partial(self._io.ioloop.call_later, NACK_PAUSE_S, partial(self._send, [message]))
+        self._io.call(again)
 
     def declare_again(self) -> None:
-        if self._channel:
-            self._declare(self._channel)
+        self._io.call(lambda: self._channel and self._declare(self._channel))
+
+    @property
+    def unanswered(self) -> int:
+        """How many messages have no answer."""
+        return len(self._open)
+
+    def answers(self, most_unanswered: int) -> Iterator[tuple[Message, str]]:
+        """(message, answer) as they come, until only so many messages have no answer."""
+        if most_unanswered < len(self._batch):
+            self._send_batch()
+        while True:
+            yield from self._new_answers()
+            if self._open and self._give_up(self):
+                self._answers.extend((message, TIMEOUT) for message in self._open.values())
+            elif len(self._open) <= most_unanswered:
+                return
+            else:
+                self._arrived.wait(POLL_S)
+                self._arrived.clear()
+                self._io.check()
+
+    def close(self) -> None:
+        """Bring the outbox up to date; what has no ack stays in it."""
+        self.late_acks = sum(answer == ACK for _, answer in self._new_answers())
+        self._write_batch()
+
+    def _new_answers(self) -> Iterator[tuple[Message, str]]:
+        while self._answers:
+            message, answer = self._answers.popleft()
+            if self._open.pop(id(message), None):
+                if answer == ACK:
+                    self._acked.append(message.id)
+                yield message, answer
+
+    def _send_batch(self) -> None:
+        self._sent_at = time.monotonic()
+        self._io.call(partial(self._send, self._write_batch()))
+
+    def _write_batch(self) -> list[Message]:
+        batch, self._batch, acked, self._acked = self._batch, [], self._acked, []
+        if self._outbox and (batch or acked):
+            self._outbox.write([(message.id, message.body) for message in batch], acked)
+        return batch
+
+    # In the I/O thread
+
+    def _send(self, messages: list[Message]) -> None:
+        self._waiting.extend(messages)
+        self._link.open()
+        self._pump()
+
+    def _pump(self) -> None:
+        if not self._channel or not self._waiting:
+            return
+        with one_write(self._channel.connection):
+            while self._waiting and len(self._unconfirmed) < WINDOW:
+                message = self._waiting.popleft()
+                if id(message) not in self._open:  # given up
+                    continue
+                message.sent_at = time.monotonic()
+                self._last_tag += 1
+                self._unconfirmed[self._last_tag] = message
+                self._channel.basic_publish(message.exchange, message.routing_key, message.body,
+                                            message.properties, message.mandatory)
 
     def _channel_opened(self, channel) -> None:
         self._declare(channel)
@@ -89,64 +179,42 @@ class Publisher:
                                  callback=lambda _: self._ready(channel))
 
     def _ready(self, channel) -> None:
-        if not self.link.carries(channel):
-            return
-        self._channel, self._last_tag, self._ready_at = channel, 0, time.monotonic()
-        self.link.healthy()
-        self._pump()
-
-    def _pump(self) -> None:
-        while self._channel and self._waiting and len(self._unconfirmed) < WINDOW:
-            pending = self._waiting.popleft()
-            message = pending.message
-            self._last_tag += 1
-            self._unconfirmed[self._last_tag] = pending._replace(sent_at=time.monotonic())
-            self._channel.basic_publish(message.exchange, message.routing_key, message.body,
-                                        message.properties, mandatory=True)
+        if channel is self._link.channel:
+            self._channel, self._last_tag = channel, 0
+            self._link.healthy()
+            self._pump()
 
     def _on_return(self, channel, method, properties, _body) -> None:
-        """The broker routed it nowhere; its ack comes right behind (docs/facts.md, broker 12)."""
+        """No queue took it; its ack comes right behind (docs/facts.md, broker 12)."""
         if channel is self._channel:
             self._returned[properties.message_id, method.routing_key] += 1
 
     def _on_confirm(self, channel, method) -> None:
-        """An ack or a nack; one of a channel that was given up would mean other messages here."""
+        """An ack or a nack; on another channel the tag belongs to another message."""
         if channel is not self._channel:
             return
-        for pending in self._answered(method.delivery_tag, method.multiple):
-            if isinstance(method, pika.spec.Basic.Nack):
-                self._send_later(pending)
-            else:
-                self._refusals = 0
-                pending.done(pending.message, self._outcome(pending.message))
+        tags = [method.delivery_tag]
+        if method.multiple:  # all up to and including this one
+            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
+        nack = isinstance(method, pika.spec.Basic.Nack)
+        for message in [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]:
+            key = message.properties.message_id, message.routing_key
+            returned = bool(self._returned) and self._returned[key] > 0
+            if returned:
+                self._returned[key] -= 1
+            self._answer(message, NACK if nack else RETURN if returned else ACK)
         self._pump()
 
-    def _answered(self, tag: int, multiple: bool) -> list[Pending]:
-        tags = [tag]
-        if multiple:  # everything up to and including the tag
-            tags = list(takewhile(lambda open_tag: open_tag <= tag, self._unconfirmed))
-        return [self._unconfirmed.pop(answered) for answered in tags if answered in self._unconfirmed]
-
-    def _outcome(self, message: Message) -> str:
-        if not self._returned:
-            return CONFIRMED
-        key = message.properties.message_id, message.routing_key
-        if not self._returned[key]:
-            return CONFIRMED
-        self._returned[key] -= 1
-        self._returned += Counter()  # drops what counts 0
-        return RETURNED
-
-    def _send_later(self, pending: Pending) -> None:
-        pending = pending._replace(refused_at=pending.refused_at or time.monotonic())
-        self._later.append(pending)
-        self._refusals += 1
-        self._ioloop.call_later(backoff_s(self._refusals), lambda: self._send_again(pending))
-
-    def _send_again(self, pending: Pending) -> None:
-        self._later.remove(pending)
-        self._waiting.append(pending)
-        self._pump()
+    def _answer(self, message: Message, answer: str) -> None:
+        if answer == NACK:
+            message.nacks += 1
+            if message.nacks % MAX_NACKS == 0:
+                self._link.restart(f"el broker rechazó un mensaje {MAX_NACKS} veces")
+        else:
+            self.answered_at = time.monotonic()
+        self._answers.append((message, answer))
+        if not self._arrived.is_set():
+            self._arrived.set()
 
     def _lost(self) -> None:
         self._channel = None
@@ -155,126 +223,25 @@ class Publisher:
         self._returned.clear()
 
     def _watch(self) -> None:
-        now = time.monotonic()
+        """A broker that is silent gets a new connection; an alarm is no silence."""
         oldest = next(iter(self._unconfirmed.values()), None)
-        refused_since = min((max(pending.refused_at, self._ready_at) for pending in self._later), default=now)
-        if self.link.blocked:
-            pass  # an alarm is an answer: wait
-        elif oldest and now - oldest.sent_at > CONFIRM_TIMEOUT_S:
-            self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
-        elif now - refused_since > CONFIRM_TIMEOUT_S:  # perhaps only this channel does (docs/facts.md, broker 24)
-            self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
-        if not self.link.closed:
-            self._ioloop.call_later(1, self._watch)
+        if oldest and not self._link.blocked and (
+                time.monotonic() - oldest.sent_at > CONFIRM_TIMEOUT_S):
+            self._link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
+        self._io.ioloop.call_later(1, self._watch)
 
 
-class ConfirmedConnection:
-    """A Publisher for a script without threads: its loop runs inside publish(), sleep() and the rest.
-
-    answers() and last_answers() yield (message_id, outcome). After timeout_s without any answer it
-    gives up: what is open, and what is sent from then on, comes out as UNCONFIRMED.
-    With an outbox, a message is on disk before it is sent, and until it is CONFIRMED.
-    """
-
-    def __init__(self, settings: Settings, timeout_s: float = 60, outbox: Outbox | None = None):
-        self._ioloop = IOLoop()
-        self._outbox = outbox
-        self._batch: list[Message] = []  # not yet written, not yet sent
-        self._confirmed: list[str] = []  # not yet crossed out in the outbox
-        self._answers: deque[tuple[str, str]] = deque()
-        self._refusals: list[Exception] = []
-        self._timeout_s = timeout_s
-        self._progress_at = time.monotonic()
-        self._gave_up = False
-        self._publisher = Publisher(
-            self._ioloop, settings, lambda channel: declare(channel, settings), self._refusals.append)
-
-    def __enter__(self):
-        self._ioloop.activate_poller()
-        self._publisher.link.open()
-        self._tick()
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not KeyboardInterrupt:  # that one may come in the midst of pika's work: no goodbye then
-            self._publisher.link.close()
-            self._run_until(lambda: self._publisher.link.gone, CLOSE_TIMEOUT_S)
-        self._ioloop.deactivate_poller()
-        self._ioloop.close()
-        self._write([])
-
-    def publish(self, exchange: str, routing_key: str, body: bytes, properties: pika.BasicProperties) -> None:
-        """Queue it, mandatory; a full batch is sent. Raises ConfigError, StateError."""
-        self._batch.append(Message(exchange, routing_key, body, properties))
-        if len(self._batch) >= BATCH:
-            self._send_batch()
-
-    def _send_batch(self) -> None:
-        """On disk first, all of it; returns when fewer than WINDOW messages are under way."""
-        batch, self._batch = self._batch, []
-        self._write(batch)
-        if self._publisher.open_count() == 0:
-            self._progress_at = time.monotonic()
-        for message in batch:
-            if self._gave_up:
-                self._answered(message, UNCONFIRMED)
-            else:
-                self._publisher.send(message, self._answered)
-        self._wait(lambda: self._publisher.open_count() < WINDOW)
-
-    def _write(self, batch: list[Message]) -> None:
-        if self._outbox and (batch or self._confirmed):
-            confirmed, self._confirmed = self._confirmed, []
-            self._outbox.write([(message.properties.message_id, message.body) for message in batch], confirmed)
-
-    def sleep(self, seconds: float) -> None:
-        """Send what is there and let the loop run; at once over when nothing has moved for too long."""
-        self._send_batch()
-        self._ioloop.call_later(seconds, lambda: None)  # wakes it in time
-        self._run_until(lambda: self._gave_up, seconds)
-
-    def answers(self) -> Iterator[tuple[str, str]]:
-        """What has been answered so far."""
-        while self._answers:
-            yield self._answers.popleft()
-
-    def last_answers(self) -> Iterator[tuple[str, str]]:
-        """Send the rest; its answers, as they come."""
-        self._send_batch()
-        while self._publisher.open_count() and not self._gave_up:
-            self._wait(lambda: self._answers or not self._publisher.open_count())
-            yield from self.answers()
-        yield from self.answers()
-        for message in self._publisher.open_messages():
-            yield message.properties.message_id, UNCONFIRMED
-
-    def _answered(self, message: Message, outcome: str) -> None:
-        self._progress_at = time.monotonic()
-        self._answers.append((message.properties.message_id, outcome))
-        if self._outbox and outcome == CONFIRMED:
-            self._confirmed.append(message.properties.message_id)
-
-    def _wait(self, condition: Callable[[], object]) -> None:
-        """Run the loop until the condition holds, or nothing has moved for too long."""
-        while not condition() and not self._gave_up:
-            self._step()
-
-    def _run_until(self, condition: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition() and time.monotonic() < deadline:
-            self._step()
-
-    def _step(self) -> None:
-        try:
-            self._ioloop.poll()
-            self._ioloop.process_timeouts()
-        except Exception as error:  # whatever broke in pika (docs/facts.md, pika 9): a new connection mends it
-            self._publisher.link.restart(describe(error))
-        stalled = time.monotonic() - self._progress_at > self._timeout_s
-        self._gave_up = self._gave_up or bool(stalled and self._publisher.open_count())
-        if self._refusals:
-            raise self._refusals.pop()
-
-    def _tick(self) -> None:
-        """Wake the loop often: for sleep(), and so that Ctrl-C is heard on Windows."""
-        self._ioloop.call_later(TICK_S, self._tick)
+@contextmanager
+def confirmed_channel(settings: Settings, timeout_s: float, outbox: Outbox | None = None):
+    """Level 3's channel. All queues are declared first, as a confirm speaks only for those that
+    exist (docs/facts.md, broker 11). Gives up after timeout_s without an answer."""
+    io = IoThread()
+    channel = ConfirmedChannel(
+        io, settings, lambda channel: declare(channel, settings),
+        lambda channel: time.monotonic() - channel.answered_at > timeout_s, outbox)
+    io.start()
+    try:
+        yield channel
+    finally:
+        io.stop(CLOSE_TIMEOUT_S)
+        channel.close()

@@ -1,8 +1,7 @@
-"""Failures on purpose, for the class: the wish travels in the header x-simulate, not in the event.
+"""Failures on purpose, for the class: the instruction travels in the header x-simulate.
 
-x-simulate: a table {"consumer": email | loyalty | analytics | all, "mode": text, "number": whole number}:
-`number` is how often flaky fails, or how many milliseconds slow sleeps.
-Sent by simulate_fail_publisher.py.
+x-simulate: a table {"consumer": email | loyalty | analytics | all, "mode": text, "number": int}:
+how often flaky fails, or how many milliseconds slow sleeps. Sent by simulate_fail_publisher.py.
 """
 
 import os
@@ -17,23 +16,30 @@ CRASH_CODE = 70
 
 
 class SimulatedFailure(Exception):
-    """A transient error: another try may help."""
+    """A transient error: another attempt may succeed."""
 
 
-def obey(headers: dict | None, consumer: str, tries: int) -> None:
-    """Fail as the header says, if it means this consumer. tries: how many tries a round has."""
-    wish = (headers or {}).get(HEADER)
-    if not isinstance(wish, dict) or wish.get("consumer") not in (consumer, "all"):
+def stands_alone(headers: dict) -> bool:
+    """Whether it kills or delays the process: the events beside it must not suffer from it."""
+    instruction = headers.get(HEADER)
+    return isinstance(instruction, dict) and instruction.get("mode") in ("crash", "slow")
+
+
+def obey(headers: dict, consumer: str, attempts: int) -> None:
+    """Fail as the header says, if it names this consumer. attempts: how many a replay starts."""
+    instruction = headers.get(HEADER)
+    if not isinstance(instruction, dict) or instruction.get("consumer") not in (consumer, "all"):
         return
-    mode, number = wish.get("mode"), wish.get("number")
+    mode, number = instruction.get("mode"), instruction.get("number")
     number = number if isinstance(number, int) and 0 <= number <= MAX_NUMBER else 0
-    failed_before = replays_of(headers) * tries + attempt_of(headers) - 1
-    if mode == "transient" or mode == "flaky" and failed_before < number:
+    failed_before = replays_of(headers) * attempts + attempt_of(headers) - 1
+    if mode == "transient" or (mode == "flaky" and failed_before < number):
         raise SimulatedFailure("fallo simulado: el servicio no responde")
     if mode == "permanent":
         raise PermanentError("fallo simulado: no tiene arreglo")
     if mode == "slow":
         time.sleep(number / 1000)
     if mode == "crash":
-        console.complain(f"{console.clock()} fallo simulado: este proceso muere aquí (código {CRASH_CODE})")
-        os._exit(CRASH_CODE)  # as a process that is killed: nothing is cleaned up
+        console.print_error(f"{console.clock()} fallo simulado: este proceso muere aquí"
+                            f" (código {CRASH_CODE})")
+        os._exit(CRASH_CODE)  # like a killed process: nothing is cleaned up

@@ -1,7 +1,8 @@
-"""The tests' hands: private brokers that may be killed, and the kit's scripts as processes.
+"""Fixtures and helpers: private brokers, and the kit's scripts as processes.
 
-No test touches a broker that it did not start. Without a rabbitmq-server on this machine the tests
-that need one are skipped, or fail where KIT_REQUIRE_BROKER is set (kit.py test, CI).
+A test uses only brokers that the test run started, so it may kill them. Without a rabbitmq-server
+on this machine, the tests that need one are skipped, or fail if KIT_REQUIRE_BROKER or CI is set
+(kit.py test sets the first).
 """
 
 import email
@@ -31,18 +32,20 @@ DELAYS = "0.3,0.6,0.9"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="also tests/faults: a quarter of an hour more")
-    parser.addoption("--record", action="store_true", help="write what the lab prints now into its pages")
+    parser.addoption("--faults", action="store_true",
+                     help="also tests/faults: a quarter of an hour more")
+    parser.addoption("--record", action="store_true",
+                     help="write what the lab prints now into its pages")
 
 
 def pytest_ignore_collect(collection_path, config):
-    """None leaves it to pytest."""
+    """Ignore tests/faults without --faults. None leaves the decision to pytest."""
     return True if collection_path.name == "faults" and not config.getoption("--faults") else None
 
 
 @pytest.fixture(scope="session")
 def server():
-    """The rabbitmq-server of this machine."""
+    """Find the rabbitmq-server of this machine."""
     found = find_server()
     if found is None and (os.environ.get("KIT_REQUIRE_BROKER") or os.environ.get("CI")):
         pytest.fail("no rabbitmq-server on this machine: python kit.py test --yes installs one")
@@ -53,7 +56,7 @@ def server():
 
 @pytest.fixture(scope="session")
 def shared_node(server, tmp_path_factory):
-    """A node for the tests that leave it alive; each gets a vhost of its own."""
+    """Start a node for the tests that do not kill it. Each test uses its own vhost."""
     with Node(tmp_path_factory.mktemp("node")) as node:
         node.start()
         yield node
@@ -61,7 +64,7 @@ def shared_node(server, tmp_path_factory):
 
 @pytest.fixture
 def node(server, tmp_path):
-    """A node for one test to kill, freeze and restart."""
+    """Start a node that one test may kill, freeze and restart."""
     with Node(tmp_path / "node") as own:
         own.start()
         yield own
@@ -69,26 +72,26 @@ def node(server, tmp_path):
 
 @pytest.fixture
 def kit(shared_node, tmp_path):
-    """The kit in a vhost of its own on the shared node."""
+    """Return a Kit that uses its own vhost on the shared node."""
     vhost = f"test-{uuid.uuid4().hex[:8]}"
     create_vhost(shared_node.management_url, "guest", "guest", vhost)
-    hands = Kit(shared_node.url.replace("%2F", vhost), tmp_path / "state")
-    yield hands
-    hands.close()
+    own = Kit(shared_node.url.replace("%2F", vhost), tmp_path / "state")
+    yield own
+    own.close()
     delete_vhost(shared_node.management_url, "guest", "guest", vhost)
 
 
 @pytest.fixture
 def own_kit(node, tmp_path):
-    """The kit on a node that the test may kill: own_kit.node."""
-    hands = Kit(node.url, tmp_path / "state", node=node)
-    yield hands
-    hands.close()
+    """Return a Kit on a node that the test may kill: own_kit.node."""
+    own = Kit(node.url, tmp_path / "state", node=node)
+    yield own
+    own.close()
 
 
 @dataclass
 class Kit:
-    """Runs the scripts against one broker and looks at where messages went."""
+    """Runs the scripts against one broker and inspects its queues."""
 
     url: str
     state: Path
@@ -103,64 +106,70 @@ class Kit:
                             "STATE_DIR": str(self.state), "QUEUE_TYPE": self.queue_type})
 
     def using(self, **changes) -> "Kit":
-        """The same with other settings."""
+        """Return a copy with other settings."""
         return replace(self, **changes)
 
     def environment(self, **more) -> dict:
-        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-        return kept | {"RABBITMQ_URL": self.url, "RETRY_DELAYS": self.delays, "STATE_DIR": str(self.state),
-                       "QUEUE_TYPE": self.queue_type, "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | more
+        kept = {name: value for name, value in os.environ.items()
+                if name not in ("NO_COLOR", "FORCE_COLOR")}
+        return kept | {"RABBITMQ_URL": self.url, "RETRY_DELAYS": self.delays,
+                       "STATE_DIR": str(self.state), "QUEUE_TYPE": self.queue_type,
+                       "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | more
 
-    def run(self, script: str, *arguments: str, timeout: float = 60, stdin: str | None = None, **environment):
-        """Run a script to its end: .returncode, .stdout, .stderr."""
-        return subprocess.run([sys.executable, str(ROOT / script), *arguments], env=self.environment(**environment),
-                              cwd=self.state.parent, input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL,
+    def run(self, script: str, *arguments: str, timeout: float = 60, stdin: str | None = None,
+            **environment):
+        """Run a script to its end and return the CompletedProcess."""
+        return subprocess.run([sys.executable, str(ROOT / script), *arguments],
+                              env=self.environment(**environment), cwd=self.state.parent,
+                              input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL,
                               capture_output=True, text=True, encoding="utf-8", timeout=timeout)
 
-    def done(self, script: str, *arguments: str, **more):
-        """Run a script that must end in 0."""
-        ended = self.run(script, *arguments, **more)
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        return ended
+    def run_ok(self, script: str, *arguments: str, **more):
+        """Run a script that must exit with 0."""
+        result = self.run(script, *arguments, **more)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result
 
     def run_at_terminal(self, typed: str, script: str, *arguments: str, timeout: float = 60):
-        """Run a script that asks, and answer it (POSIX): .returncode, .stdout with all it said."""
-        import pty  # late: Windows has none
+        """Run a script that asks a question and type the answer (POSIX only)."""
+        import pty  # not available on Windows
 
         keyboard, terminal = pty.openpty()
         try:
             os.write(keyboard, typed.encode())
-            return subprocess.run([sys.executable, str(ROOT / script), *arguments], env=self.environment(),
-                                  cwd=self.state.parent, stdin=terminal, stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True, encoding="utf-8", timeout=timeout)
+            return subprocess.run([sys.executable, str(ROOT / script), *arguments],
+                                  env=self.environment(), cwd=self.state.parent, stdin=terminal,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  encoding="utf-8", timeout=timeout)
         finally:
             os.close(keyboard)
             os.close(terminal)
 
     def report(self, script: str) -> dict:
-        return json.loads(self.done(script, "--report", "--json").stdout)
+        return json.loads(self.run_ok(script, "--report", "--json").stdout)
 
     def start(self, script: str, *arguments: str, **environment) -> "Running":
-        """Start a script that goes on until it is stopped."""
-        running = Running([sys.executable, str(ROOT / script), *arguments], self.environment(**environment),
-                          self.state.parent)
+        """Start a script that runs until it is stopped."""
+        running = Running([sys.executable, str(ROOT / script), *arguments],
+                          self.environment(**environment), self.state.parent)
         self.started.append(running)
         return running
 
     def start_consumer(self, name: str, *arguments: str) -> "Running":
-        """Start email, loyalty or analytics and wait until it consumes."""
+        """Start the email, loyalty or analytics consumer and wait until it consumes."""
         script = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
                   "analytics": "analytics_consumer.py"}[name]
         running = self.start(script, *arguments)
-        wait_until(lambda: self.consumers(f"{name}_queue") > 0, f"{script} to consume", running.text)
+        wait_until(lambda: self.consumers(f"{name}_queue") > 0, f"{script} to consume",
+                   running.text)
         return running
 
     def channel(self):
-        """A blocking channel for the test itself; close it with `with`."""
+        """Return a context manager that opens a blocking channel for the test itself."""
         return _Channel(self.url)
 
     def depth(self, queue: str) -> int:
-        """Messages ready in a queue; 0 if it is not there."""
+        """Return the number of ready messages, or 0 if the queue does not exist."""
         return self._passive(queue).message_count
 
     def consumers(self, queue: str) -> int:
@@ -178,7 +187,7 @@ class Kit:
                    lambda: f"there are {self.depth(queue)}", timeout)
 
     def messages(self, queue: str) -> list:
-        """(properties, body) of every message; takes them out."""
+        """Consume all messages of a queue and return their (properties, body)."""
         found = []
         with self.channel() as channel:
             while True:
@@ -188,15 +197,18 @@ class Kit:
                 found.append((properties, body))
 
     def publish(self, body: bytes, *, queue: str | None = None, properties=None) -> None:
-        """Publish raw bytes, confirmed, to the exchange or to one queue."""
+        """Publish raw bytes with a publisher confirm, to the exchange or to one queue."""
         with self.channel() as channel:
             channel.confirm_delivery()
             channel.basic_publish("" if queue else "user_events", queue or "", body,
-                                  properties or pika.BasicProperties(delivery_mode=2), mandatory=True)
+                                  properties or pika.BasicProperties(delivery_mode=2),
+                                  mandatory=True)
 
-    def publish_event(self, event=None, *, queue: str | None = None, headers: dict | None = None) -> events.Event:
+    def publish_event(self, event=None, *, queue: str | None = None,
+                      headers: dict | None = None) -> events.Event:
         event = event or events.user_created("Juan", "juan@eco.com")
-        self.publish(events.encode(event), queue=queue, properties=events.properties(event, 2, headers))
+        self.publish(events.encode(event), queue=queue,
+                     properties=events.properties(event, 2, headers))
         return event
 
     def close(self) -> None:
@@ -218,17 +230,22 @@ class _Channel:
 
 
 class Running:
-    """A script as a process; its lines are read as they come, stdout and stderr apart, or together as on a screen."""
+    """A script as a process. Threads read its output line by line.
+
+    With `together`, stderr goes to `out` too, in the order in which a terminal shows it.
+    """
 
     def __init__(self, command: list[str], environment: dict, folder: Path, together: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
         self.out: list[str] = []
         self.err: list[str] = []
-        self.process = subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        self.process = subprocess.Popen(command, env=environment, cwd=folder,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        text=True, encoding="utf-8",
                                         stderr=subprocess.STDOUT if together else subprocess.PIPE)
         self.readers = [threading.Thread(target=_read_lines, args=pair, daemon=True)
-                        for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err)) if pair[0]]
+                        for pair in ((self.process.stdout, self.out),
+                                     (self.process.stderr, self.err)) if pair[0]]
         for reader in self.readers:
             reader.start()
 
@@ -236,19 +253,19 @@ class Running:
         return "\n".join(self.out + self.err)
 
     def wait_for(self, words: str, count: int = 1, timeout: float = WAIT_S) -> list[str]:
-        """The lines that contain the words, once there are `count`."""
+        """Wait for `count` lines that contain the words and return them."""
         def found() -> list[str]:
             return [line for line in [*self.out, *self.err] if words in line]
         wait_until(lambda: len(found()) >= count, f"{count} × {words!r}", self.text, timeout)
         return found()
 
     def interrupt(self, timeout: float = WAIT_S) -> int:
-        """Ctrl-C; the exit code."""
+        """Send Ctrl-C and return the exit code."""
         self.process.send_signal(signal.SIGINT)
         return self.end(timeout)
 
     def end(self, timeout: float = WAIT_S) -> int:
-        """Wait for its own end; the exit code. All its lines are read then."""
+        """Wait until the process exits and all its lines are read. Return the exit code."""
         code = self.process.wait(timeout)
         for reader in self.readers:
             reader.join(timeout)
@@ -266,11 +283,11 @@ def _read_lines(stream, lines: list[str]) -> None:
 
 
 def wait_until(condition, what: str, more=lambda: "", timeout: float = WAIT_S) -> None:
-    """Wait for a condition, never for a time."""
+    """Wait until the condition is true. Fail after the timeout."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout:g} s in vain for {what}\n{more()[-3000:]}")
+            pytest.fail(f"timeout of {timeout:g} s while waiting for {what}\n{more()[-3000:]}")
         time.sleep(0.05)
 
 
@@ -279,32 +296,33 @@ def wait_until(condition, what: str, more=lambda: "", timeout: float = WAIT_S) -
 
 @pytest.fixture(scope="session")
 def smtp_python():
-    """A Python that can run tests/smtp_server.py."""
-    if run_tests.has_smtp_server():
-        return run_tests.SMTP_PYTHON
-    reason = f"no {run_tests.SMTP_PACKAGE} on this machine: python kit.py test --yes installs it on Debian"
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    """Return the path of a Python that can run tests/smtp_server.py."""
+    if not run_tests.has_smtp_server():
+        reason = (f"no {run_tests.SMTP_PACKAGE} on this machine:"
+                  " python kit.py test --yes installs it on Debian")
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return run_tests.SMTP_PYTHON
 
 
 class MailServer:
-    """tests/smtp_server.py as a process, which may be stopped and started again on its port."""
+    """tests/smtp_server.py as a process. A test may stop it and start it again on its port."""
 
     def __init__(self, python: str, maildir: Path, certificate: tuple = (), scheme: str = "smtp"):
         self.python, self.maildir, self.scheme = python, maildir, scheme
         self.certificate = [*map(str, certificate), scheme] if certificate else []
         self.port = free_port()
-        self.url = self.url_as("")
+        self.url = self.url_for("")
         self.process = None
 
-    def url_as(self, account: str) -> str:
+    def url_for(self, account: str) -> str:
         return f"{self.scheme}://{account}localhost:{self.port}"
 
     def start(self) -> None:
-        self.process = subprocess.Popen([self.python, str(ROOT / "tests" / "smtp_server.py"), str(self.port),
-                                         str(self.maildir), *self.certificate])
-        wait_until(self._greets, "the SMTP server")
+        self.process = subprocess.Popen([self.python, str(ROOT / "tests" / "smtp_server.py"),
+                                         str(self.port), str(self.maildir), *self.certificate])
+        wait_until(self._is_up, "the SMTP server")
 
-    def _greets(self) -> bool:
+    def _is_up(self) -> bool:
         assert self.process.poll() is None, "the SMTP server ended"
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:

@@ -1,9 +1,9 @@
-"""A real SMTP server for the tests: aiosmtpd, as Debian packages it, for the system's own Python.
+"""A real SMTP server for the tests: aiosmtpd from the Debian package, run by the system's Python.
 
     /usr/bin/python3 tests/smtp_server.py PORT MAILDIR [CERTIFICATE KEY SCHEME]
 
-With a certificate it asks for the account ana/secreta, and for STARTTLS (smtp) or for TLS from the start (smtps). What a recipient's name says is what it
-does: `espera@…` is answered with 451, `nadie@…` with 550.
+With a certificate it requires the account ana/secreta, and STARTTLS (smtp) or TLS from the start
+(smtps). The recipient's name selects the reply: 451 for `espera@…`, 550 for `nadie@…`.
 """
 
 import asyncio
@@ -34,7 +34,8 @@ def main(port: str, maildir: str, certificate: str = "", key: str = "", scheme: 
         context.load_cert_chain(certificate, key)
         options = {"auth_required": True, "authenticator": authenticate}
         options |= ({"tls_context": context, "require_starttls": True} if scheme == "smtp"
-                    else {"ssl_context": context, "auth_require_tls": False})  # it knows of STARTTLS only
+                    # aiosmtpd counts STARTTLS only as TLS
+                    else {"ssl_context": context, "auth_require_tls": False})
     controller = Controller(Handler(maildir), hostname="127.0.0.1", port=int(port), **options)
     controller.start()
     asyncio.new_event_loop().run_forever()

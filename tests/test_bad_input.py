@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong: one plain sentence, the exit code of the contract, and nothing left behind."""
+"""Every user error prints one sentence, exits with the documented code, and leaves no files."""
 
 import os
 import shutil
@@ -22,28 +22,30 @@ SETUP, DEAD, EMAIL = "setup_queues.py", "dead_letter_consumer.py", "email_consum
 CONSUMERS = [EMAIL, "loyalty_consumer_simple.py", "analytics_consumer.py"]
 SCRIPTS = [PUBLISHER, SIMULATOR, SETUP, DEAD, *CONSUMERS]
 USER = ("--nombre", "Juan", "--email", "juan@eco.com")
-ONE_SHOT = {  # what each script needs to do its one thing and end
-    PUBLISHER: ("--level", "1", *USER), SIMULATOR: ("--timeout", "1"), SETUP: (), DEAD: ("--summary",),
-    **{script: ("--idle-timeout", "1") for script in CONSUMERS}}
+ONE_SHOT = {  # arguments with which each script does one thing and exits
+    PUBLISHER: ("--level", "1", *USER), SIMULATOR: ("--timeout", "1"), SETUP: (),
+    DEAD: ("--summary",), **dict.fromkeys(CONSUMERS, ("--idle-timeout", "1"))}
 SECRET = "s3cr3t0"
 
 
 @pytest.fixture
-def nobody(tmp_path):
-    """The kit with a URL behind which nobody listens."""
+def offline_kit(tmp_path):
+    """Return a Kit whose URL points to a closed port."""
     return Kit(f"amqp://guest:{SECRET}@127.0.0.1:{free_port()}/%2F", tmp_path / "state")
 
 
-def refused(ended, code: int, *words: str) -> str:
-    """Assert that it ended with this code and one Spanish sentence; returns the sentence."""
-    both = ended.stdout + ended.stderr
-    assert ended.returncode == code, both
-    [_] = [line for line in ended.stderr.splitlines() if not line.startswith("Eventos sin confirmar")]
-    assert ended.stderr[0].isupper() and ended.stderr.rstrip("\n")[-1] in ".sp", ended.stderr  # … --help, … %2F
+def assert_refused(result, code: int, *words: str) -> str:
+    """Assert that the script exited with the code and one Spanish sentence. Return it."""
+    both = result.stdout + result.stderr
+    assert result.returncode == code, both
+    [_] = [line for line in result.stderr.splitlines()
+           if not line.startswith("Eventos sin confirmar")]
+    # The sentence ends with a full stop, with "--help" or with "%2F".
+    assert result.stderr[0].isupper() and result.stderr.rstrip("\n")[-1] in ".sp", result.stderr
     assert SECRET not in both and "Traceback" not in both and "\x1b" not in both
     for word in words:
-        assert word in ended.stderr
-    return ended.stderr
+        assert word in result.stderr
+    return result.stderr
 
 
 # ---------------------------------------------------------------- flags
@@ -51,45 +53,56 @@ def refused(ended, code: int, *words: str) -> str:
 
 @pytest.mark.parametrize("script, flags, words", [
     (PUBLISHER, "", "falta --level, --nombre, --email"),
-    *((PUBLISHER, f"--nombre J --email j@e.co --level {level}", "--level: escribe un número entero de 1 a 3")
+    *((PUBLISHER, f"--nombre J --email j@e.co --level {level}",
+       "--level: escribe un número entero de 1 a 3")
       for level in ("0", "4", "-1", "1.5", "uno", "²", "9" * 5000)),
     (PUBLISHER, "--level 1 --nombre J --email", "--email: le falta un valor"),
     *((PUBLISHER, f"--level 1 --nombre J --email j@e.co {flags}", words) for flags, words in (
-        ("--count 0", "--count: escribe un número entero"), ("--count 0000000000000000001" + "9" * 30, "--count:"),
-        ("--rate 0", "--rate: escribe un número"), ("--rate nan", "--rate:"), ("--rate inf", "--rate:"),
-        ("--timeout 0", "--timeout:"), ("--timeout 1e9", "--timeout:"), ("--json=1", "--json: no admite"),
-        ("--foo", "no se conoce --foo"), ("hola", "no se conoce hola"), ("--coun 3", "no se conoce --coun"),
+        ("--count 0", "--count: escribe un número entero"),
+        ("--count 0000000000000000001" + "9" * 30, "--count:"),
+        ("--rate 0", "--rate: escribe un número"), ("--rate nan", "--rate:"),
+        ("--rate inf", "--rate:"), ("--timeout 0", "--timeout:"), ("--timeout 1e9", "--timeout:"),
+        ("--json=1", "--json: no admite"), ("--foo", "no se conoce --foo"),
+        ("hola", "no se conoce hola"), ("--coun 3", "no se conoce --coun"),
         (f"--ulr amqp://juan:{SECRET}@h", "amqp://juan@h"))),
     (PUBLISHER, "--lev 1 --nombre J --email j@e.co", "no se conoce --lev"),
     (EMAIL, "--prefetch 0", "de 1 a 10000"), (EMAIL, "--prefetch 10001", "de 1 a 10000"),
-    (EMAIL, "--limit 0", "--limit:"), (EMAIL, "--idle-timeout 0", "--idle-timeout:"), (EMAIL, "--eph", "no se conoce"),
-    (SETUP, "--yes", "--yes y --force van con --reset"), (SETUP, "--watch --check", "no va junto con"),
-    (SIMULATOR, "--times 3", "--times va con --mode flaky"), (SIMULATOR, "--mode flaky --seconds 1", "--mode slow"),
-    (DEAD, "--discard --yes --id=", "no pueden estar vacíos"), (DEAD, "--replay --error=", "no pueden estar vacíos"),
-    (DEAD, "--rate 5", "--rate va con --replay"), (DEAD, "--summary --yes", "--yes va con --discard"),
-    (DEAD, "--export x --dry-run", "--dry-run va con --replay o --discard"), (DEAD, "--replay --idle-timeout 1", "en vivo"),
-    (SETUP, "--show xml", "elige entre"), (SETUP, "--check --reset", "no va junto con"), (SETUP, "--forc", "no se conoce"),
+    (EMAIL, "--limit 0", "--limit:"), (EMAIL, "--idle-timeout 0", "--idle-timeout:"),
+    (EMAIL, "--eph", "no se conoce"), (SETUP, "--yes", "--yes y --force van con --reset"),
+    (SETUP, "--watch --check", "no va junto con"),
+    (SIMULATOR, "--times 3", "--times va con --mode flaky"),
+    (SIMULATOR, "--mode flaky --seconds 1", "--mode slow"),
+    (DEAD, "--discard --yes --id=", "no pueden estar vacíos"),
+    (DEAD, "--replay --error=", "no pueden estar vacíos"),
+    (DEAD, "--rate 5", "--rate va con --replay"),
+    (DEAD, "--summary --yes", "--yes va con --discard"),
+    (DEAD, "--export x --dry-run", "--dry-run va con --replay o --discard"),
+    (DEAD, "--replay --idle-timeout 1", "en vivo"), (SETUP, "--show xml", "elige entre"),
+    (SETUP, "--check --reset", "no va junto con"), (SETUP, "--forc", "no se conoce"),
     (SIMULATOR, "--mode boom", "elige entre"), (SIMULATOR, "--consumer nadie", "elige entre"),
-    (SIMULATOR, "--times 0", "--times:"), (SIMULATOR, "--seconds -1", "--seconds"), (SIMULATOR, "--mod slow", "no se conoce"),
-    (DEAD, "--summary --replay", "no va junto con"), (DEAD, "--limit 0", "--limit:"), (DEAD, "--rate 0", "--rate:"),
+    (SIMULATOR, "--times 0", "--times:"), (SIMULATOR, "--seconds -1", "--seconds"),
+    (SIMULATOR, "--mod slow", "no se conoce"), (DEAD, "--summary --replay", "no va junto con"),
+    (DEAD, "--limit 0", "--limit:"), (DEAD, "--rate 0", "--rate:"),
     (DEAD, "--consumer nadie", "elige entre"), (DEAD, "--repla", "no se conoce"),
 ])
-def test_a_wrong_flag_ends_in_2(nobody, script, flags, words):
-    refused(nobody.run(script, *flags.split()), 2, "Error de uso: ", words, f"python {script} --help")
-    assert not nobody.state.exists()
+def test_a_wrong_flag_exits_with_2(offline_kit, script, flags, words):
+    assert_refused(offline_kit.run(script, *flags.split()), 2, "Error de uso: ", words,
+                   f"python {script} --help")
+    assert not offline_kit.state.exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_spanish_and_answers_without_pika(nobody, script):
+def test_help_is_in_spanish_and_works_without_pika(offline_kit, script):
     probe = (f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
              f"try: runpy.run_path('{ROOT / script}', run_name='__main__')\n"
              "finally: print('pika' in sys.modules, file=sys.stderr)")
-    ended = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, env=nobody.environment(PYTHONPATH=str(ROOT)),
-                           capture_output=True, text=True, encoding="utf-8")
-    assert (ended.returncode, ended.stderr) == (0, "False\n")
-    assert ended.stdout.startswith("uso: ") and "muestra esta ayuda y termina" in ended.stdout
+    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT,
+                            env=offline_kit.environment(PYTHONPATH=str(ROOT)),
+                            capture_output=True, text=True, encoding="utf-8")
+    assert (result.returncode, result.stderr) == (0, "False\n")
+    assert result.stdout.startswith("uso: ") and "muestra esta ayuda y termina" in result.stdout
     for english in ("usage", "options:", "show this", "default"):
-        assert english not in ended.stdout
+        assert english not in result.stdout
 
 
 # ---------------------------------------------------------------- names and addresses
@@ -97,111 +110,131 @@ def test_help_is_spanish_and_answers_without_pika(nobody, script):
 
 @pytest.mark.parametrize("level", "123")
 @pytest.mark.parametrize("nombre, email", [
-    ("", "juan@eco.com"), (" \t ", "juan@eco.com"), ("x" * 201, "juan@eco.com"), ("Juan\nPérez", "juan@eco.com"),
-    ("Juan\r\nBcc: x@y.com", "juan@eco.com"), ("\x1b[31mJuan", "juan@eco.com"), ("\x9b31mJuan", "juan@eco.com"),
+    ("", "juan@eco.com"), (" \t ", "juan@eco.com"), ("x" * 201, "juan@eco.com"),
+    ("Juan\nPérez", "juan@eco.com"), ("Juan\r\nBcc: x@y.com", "juan@eco.com"),
+    ("\x1b[31mJuan", "juan@eco.com"), ("\x9b31mJuan", "juan@eco.com"),
     ("Juan\u2028", "juan@eco.com"), ("Juan\udcff", "juan@eco.com"),
-    ("Juan", ""), ("Juan", "juan"), ("Juan", "juan@eco"), ("Juan", "@eco.com"), ("Juan", "juan@@eco.com"),
-    ("Juan", "juan@eco.com\r\nBcc: x@y.com"), ("Juan", "juan\n@eco.com"), ("Juan", "juan@eco.com\n"), ("Juan", "a b@eco.com"),
-    ("Juan", "x" * 290 + "@eco.com.uy"), ("Juan", "juan@" + "eco." * 72 + "com"), ("Juan", "juan@\udcff.com"),
-    ("Juan", "Juan <juan@eco.com>"), ("Juan", "juan@eco..com"), ("Juan", "\x1b[31m@eco.com"), ("Juan", "ñandú@eco.com"),
+    ("Juan", ""), ("Juan", "juan"), ("Juan", "juan@eco"), ("Juan", "@eco.com"),
+    ("Juan", "juan@@eco.com"), ("Juan", "juan@eco.com\r\nBcc: x@y.com"), ("Juan", "juan\n@eco.com"),
+    ("Juan", "juan@eco.com\n"), ("Juan", "a b@eco.com"), ("Juan", "x" * 290 + "@eco.com.uy"),
+    ("Juan", "juan@" + "eco." * 72 + "com"), ("Juan", "juan@\udcff.com"),
+    ("Juan", "Juan <juan@eco.com>"), ("Juan", "juan@eco..com"), ("Juan", "\x1b[31m@eco.com"),
+    ("Juan", "ñandú@eco.com"),
 ], ids=ascii)
-def test_a_name_or_address_that_no_event_may_carry_ends_in_65_before_any_broker_is_asked(nobody, level, nombre, email):
-    refused(nobody.run(PUBLISHER, "--level", level, "--nombre", nombre, "--email", email), 65,
-            "El nombre" if email == "juan@eco.com" else "La dirección de correo no vale")
+def test_an_invalid_name_or_address_exits_with_65_without_a_broker(offline_kit, level,
+                                                                   nombre, email):
+    assert_refused(offline_kit.run(PUBLISHER, "--level", level, "--nombre", nombre,
+                                   "--email", email), 65,
+                   "El nombre" if email == "juan@eco.com" else "La dirección de correo no vale")
 
 
 # ---------------------------------------------------------------- settings
 
 URLS = [
-    "localhost", "guest", f"http://g:{SECRET}@h/", f"amqp:g:{SECRET}@h", f"amqp//g:{SECRET}@h", f"Amqps//g:{SECRET}@h",
-    "amqp://", f"amqp://g:{SECRET}@", f"amqp://g:{SECRET}@:5672/", f"amqp://g:{SECRET}@h:0", f"amqp://g:{SECRET}@h:65536",
-    f"amqp://g:{SECRET}@h:x", f"amqp://g:{SECRET}@h:-1", f"amqp://g:{SECRET}@h:+1", f"amqp://g:{SECRET}@h:1_0",
-    f"amqp://g:{SECRET}@h:٣", f"amqp://g:{SECRET}@[::1", f"amqp://g:{SECRET}@{'a' * 64}/", f"amqp://g:{SECRET}@a..b/",
-    f"amqp://g:{SECRET}/x@h/", f"amqp://g:12/{SECRET}@h", f"amqp://g:12/{SECRET}@h/%2F", f"amqp://g:{SECRET}#x@h/",
-    f"amqp://g:12#{SECRET}@h", f"amqp://g:{SECRET}?x@h/", f"amqp://g:12?{SECRET}@h/", f"amqp://g:{SECRET},x@h/",
-    f"amqp://g:{SECRET}@h/a/b", f"amqp://g:{SECRET}@h/{'v' * 256}", f"amqp://g:{SECRET}@h/?heartbeat=0", "amqp://g@h/",
-    f"amqp://g:{SECRET} @h/", f"amqp://g:{SECRET}\n@h/", f"amqp://g:{SECRET}@h h/", f"amqp://g:{SECRET}\udcff@h/",
-    f"amqp://g:{SECRET}@\udcff/", f"amqp://g:{SECRET}@h/\udcff", f"amqp://g\x1b[31m:{SECRET}@h:x/", " ", ",",
-    f"amqp://g:{SECRET}@h/,nada",
+    "localhost", "guest", f"http://g:{SECRET}@h/", f"amqp:g:{SECRET}@h", f"amqp//g:{SECRET}@h",
+    f"Amqps//g:{SECRET}@h", "amqp://", f"amqp://g:{SECRET}@", f"amqp://g:{SECRET}@:5672/",
+    f"amqp://g:{SECRET}@h:0", f"amqp://g:{SECRET}@h:65536",
+    f"amqp://g:{SECRET}@h:x", f"amqp://g:{SECRET}@h:-1", f"amqp://g:{SECRET}@h:+1",
+    f"amqp://g:{SECRET}@h:1_0", f"amqp://g:{SECRET}@h:٣", f"amqp://g:{SECRET}@[::1",
+    f"amqp://g:{SECRET}@{'a' * 64}/", f"amqp://g:{SECRET}@a..b/",
+    f"amqp://g:{SECRET}/x@h/", f"amqp://g:12/{SECRET}@h", f"amqp://g:12/{SECRET}@h/%2F",
+    f"amqp://g:{SECRET}#x@h/", f"amqp://g:12#{SECRET}@h", f"amqp://g:{SECRET}?x@h/",
+    f"amqp://g:12?{SECRET}@h/", f"amqp://g:{SECRET},x@h/", f"amqp://g:{SECRET}@h/a/b",
+    f"amqp://g:{SECRET}@h/{'v' * 256}", f"amqp://g:{SECRET}@h/?heartbeat=0", "amqp://g@h/",
+    f"amqp://g:{SECRET} @h/", f"amqp://g:{SECRET}\n@h/", f"amqp://g:{SECRET}@h h/",
+    f"amqp://g:{SECRET}\udcff@h/", f"amqp://g:{SECRET}@\udcff/", f"amqp://g:{SECRET}@h/\udcff",
+    f"amqp://g\x1b[31m:{SECRET}@h:x/", " ", ",", f"amqp://g:{SECRET}@h/,nada",
 ]
 SETTINGS = [
     *(("RABBITMQ_URL", url) for url in URLS),
-    *(("RETRY_DELAYS", delays) for delays in ("x", "0", "-1", "nan", "inf", "1e400", "86401", "5,,3", "5;30", ",", " ", "٣e9",
-                                              ",".join("1" * 21), "9" * 5000, "\x1b[31m", "5\n\udcff")),
+    *(("RETRY_DELAYS", delays) for delays in ("x", "0", "-1", "nan", "inf", "1e400", "86401",
+                                              "5,,3", "5;30", ",", " ", "٣e9", ",".join("1" * 21),
+                                              "9" * 5000, "\x1b[31m", "5\n\udcff")),
     *(("QUEUE_TYPE", kind) for kind in ("Quorum", "stream", "\x1b[31m\n", "x" * 5000)),
     ("STATE_DIR", "~nadie-con-este-nombre/x"),
-    *(("SMTP_URL", url) for url in ("localhost:1025", "http://h", "smtp://", f"smtp://g:{SECRET}@", "smtp://g@h", f"smtp://:{SECRET}@h",
-                                    f"smtp://g:{SECRET}@h:0", f"smtp://g:{SECRET}@h:x", f"smtp://g:{SECRET}@h:65536",
-                                    f"smtp://g:{SECRET}/x@h", f"smtp://g:{SECRET}@h/x", f"smtp://g:{SECRET}#x@h",
-                                    f"smtp://g:{SECRET}?x@h", f"smtp://g:{SECRET} @h", f"smtp://g:{SECRET}ñ@h",
-                                    f"smtp://g:{SECRET}%C3%B1@h", f"smtp://g:{SECRET}\n@h", f"smtp://g:{SECRET}%0d%0aX@h",
-                                    f"smtp://g:{SECRET}@{'a' * 64}", f"smtp://g:{SECRET}@[::1", f"smtp://g:{SECRET}@h\udcff", " ")),
+    *(("SMTP_URL", url) for url in ("localhost:1025", "http://h", "smtp://", f"smtp://g:{SECRET}@",
+                                    "smtp://g@h", f"smtp://:{SECRET}@h", f"smtp://g:{SECRET}@h:0",
+                                    f"smtp://g:{SECRET}@h:x", f"smtp://g:{SECRET}@h:65536",
+                                    f"smtp://g:{SECRET}/x@h", f"smtp://g:{SECRET}@h/x",
+                                    f"smtp://g:{SECRET}#x@h", f"smtp://g:{SECRET}?x@h",
+                                    f"smtp://g:{SECRET} @h", f"smtp://g:{SECRET}ñ@h",
+                                    f"smtp://g:{SECRET}%C3%B1@h", f"smtp://g:{SECRET}\n@h",
+                                    f"smtp://g:{SECRET}%0d%0aX@h", f"smtp://g:{SECRET}@{'a' * 64}",
+                                    f"smtp://g:{SECRET}@[::1", f"smtp://g:{SECRET}@h\udcff", " ")),
 ]
 
 
 @pytest.mark.parametrize("name, value", SETTINGS, ids=ascii)
-def test_a_wrong_setting_ends_in_78_and_is_named(nobody, name, value):
-    sentence = refused(nobody.run(SETUP, **{name: value}), 78, name)
+def test_an_invalid_setting_exits_with_78_and_is_named(offline_kit, name, value):
+    sentence = assert_refused(offline_kit.run(SETUP, **{name: value}), 78, name)
     assert len(sentence) < 350
-    assert not nobody.state.exists()
+    assert not offline_kit.state.exists()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_refuses_a_wrong_setting_by_flag_too(nobody, script):
-    refused(nobody.run(script, *ONE_SHOT[script], "--url", f"http://g:{SECRET}@h"), 78, "RABBITMQ_URL")
-    refused(nobody.run(script, *ONE_SHOT[script], "--url", ""), 78, "RABBITMQ_URL")
+def test_every_script_rejects_an_invalid_setting_given_as_a_flag(offline_kit, script):
+    assert_refused(offline_kit.run(script, *ONE_SHOT[script], "--url", f"http://g:{SECRET}@h"), 78,
+                   "RABBITMQ_URL")
+    assert_refused(offline_kit.run(script, *ONE_SHOT[script], "--url", ""), 78, "RABBITMQ_URL")
 
 
 @pytest.fixture
 def copy(tmp_path):
-    """run(.env as bytes): setup_queues.py of a copy of the kit that has this .env."""
+    """Return run(dotenv): it runs setup_queues.py in a copy of the kit with this .env file."""
     for path in (ROOT / SETUP, ROOT / "common"):
-        place = shutil.copytree if path.is_dir() else shutil.copy
-        place(path, tmp_path / path.name)
+        target = shutil.copytree if path.is_dir() else shutil.copy
+        target(path, tmp_path / path.name)
 
     def run(dotenv: bytes):
         (tmp_path / ".env").write_bytes(dotenv)
-        environment = {name: value for name, value in os.environ.items() if name not in config.DEFAULTS}
-        return subprocess.run([sys.executable, str(tmp_path / SETUP), "--dry-run"], env=environment | {"PYTHONUTF8": "1"},
+        environment = {name: value for name, value in os.environ.items()
+                       if name not in config.DEFAULTS}
+        return subprocess.run([sys.executable, str(tmp_path / SETUP), "--dry-run"],
+                              env=environment | {"PYTHONUTF8": "1"},
                               capture_output=True, text=True, encoding="utf-8")
     return run
 
 
 @pytest.mark.parametrize("dotenv, words", [
-    (b"QUEUE_TYPE=Quorum", "QUEUE_TYPE='Quorum'"), (b"\xef\xbb\xbfQUEUE_TYPE=Quorum", "QUEUE_TYPE='Quorum'"),
-    (b"QUEUE_TYPE=' '", "QUEUE_TYPE"), (b"STATE_DIR=a\x00b", "STATE_DIR"), (b"RETRY_DELAYS=5;30", "RETRY_DELAYS"),
+    (b"QUEUE_TYPE=Quorum", "QUEUE_TYPE='Quorum'"),
+    (b"\xef\xbb\xbfQUEUE_TYPE=Quorum", "QUEUE_TYPE='Quorum'"),
+    (b"QUEUE_TYPE=' '", "QUEUE_TYPE"), (b"STATE_DIR=a\x00b", "STATE_DIR"),
+    (b"RETRY_DELAYS=5;30", "RETRY_DELAYS"),
     (f"RABBITMQ_URL=amqp://g:{SECRET}/x@h".encode(), "RABBITMQ_URL"),
     ("QUEUE_TYPE=quorum".encode("utf-16"), ".env"), (b"\xff\xfe\x00", ".env"),
-    (f"# bien\nnada {SECRET}".encode(), "La línea 2 de .env"), (f"RABBITMQ_URL='amqp://g:{SECRET}@h".encode(), "La línea 1"),
+    (f"# bien\nnada {SECRET}".encode(), "La línea 2 de .env"),
+    (f"RABBITMQ_URL='amqp://g:{SECRET}@h".encode(), "La línea 1"),
 ])
-def test_a_wrong_dotenv_ends_in_78(copy, dotenv, words):
-    refused(copy(dotenv), 78, words)
+def test_an_invalid_dotenv_file_exits_with_78(copy, dotenv, words):
+    assert_refused(copy(dotenv), 78, words)
 
 
-# ---------------------------------------------------------------- no broker, or none that lets us in
+# ---------------------------------------------------------------- no broker, or no access
 
 
 @pytest.mark.parametrize("script, flags", [*ONE_SHOT.items(), (PUBLISHER, ("--level", "2", *USER)),
                                            (PUBLISHER, ("--level", "3", *USER, "--timeout", "1")),
                                            (DEAD, ("--idle-timeout", "1")), (DEAD, ("--replay",))])
-def test_without_a_broker_it_ends_in_69_soon(nobody, script, flags):
-    refused(nobody.run(script, *flags, timeout=8), 69, "kit.py broker")
+def test_every_script_exits_with_69_promptly_without_a_broker(offline_kit, script, flags):
+    assert_refused(offline_kit.run(script, *flags, timeout=8), 69, "kit.py broker")
 
 
-def test_level_3_at_a_pace_gives_up_as_soon_as_one_at_full_speed(nobody):
-    ended = nobody.run(PUBLISHER, "--level", "3", *USER, "--count", "50", "--rate", "1", "--timeout", "1", "--json", timeout=20)
-    assert ended.returncode == 69
-    assert ended.stdout.count('"unconfirmed"') == 50
+def test_level_3_with_a_rate_gives_up_as_soon_as_at_full_speed(offline_kit):
+    result = offline_kit.run(PUBLISHER, "--level", "3", *USER, "--count", "50", "--rate", "1",
+                             "--timeout", "1", "--json", timeout=20)
+    assert result.returncode == 69
+    assert result.stdout.count('"unconfirmed"') == 50
 
 
 START = pika.frame.Method(0, pika.spec.Connection.Start(server_properties={})).marshal()
 TUNE = pika.frame.Method(0, pika.spec.Connection.Tune(2047, 131072, 60)).marshal()
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x00" * 4096,
-                                    START, START + TUNE], ids=["hangs up", "HTTP", "AMQP 1", "NULs", "dies", "dies later"])
-def test_something_else_or_a_broker_that_dies_behind_the_port_ends_in_69(tmp_path, answer):
-    """A broker that dies within the handshake must not be taken for one that refuses the password or the vhost."""
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n",
+                                    b"AMQP\x00\x01\x00\x00", b"\x00" * 4096, START, START + TUNE],
+                         ids=["hangs up", "HTTP", "AMQP 1", "NULs", "dies", "dies later"])
+def test_another_program_or_a_dying_broker_on_the_port_exits_with_69(tmp_path, answer):
+    """A broker that dies during the handshake must not look like a wrong password or vhost."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         def answer_all():
             while True:
@@ -213,45 +246,49 @@ def test_something_else_or_a_broker_that_dies_behind_the_port_ends_in_69(tmp_pat
                 connection.sendall(answer)
                 connection.close()
         threading.Thread(target=answer_all, daemon=True).start()
-        kit = Kit(f"amqp://guest:{SECRET}@127.0.0.1:{server.getsockname()[1]}/%2F", tmp_path / "state")
-        refused(kit.run(SETUP), 69)
-        refused(kit.run(PUBLISHER, "--level", "3", *USER, "--timeout", "1"), 69)
+        kit = Kit(f"amqp://guest:{SECRET}@127.0.0.1:{server.getsockname()[1]}/%2F",
+                  tmp_path / "state")
+        assert_refused(kit.run(SETUP), 69)
+        assert_refused(kit.run(PUBLISHER, "--level", "3", *USER, "--timeout", "1"), 69)
         server.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.parametrize("script, flags", [*ONE_SHOT.items(), (PUBLISHER, ("--level", "3", *USER)), (DEAD, ())])
-def test_a_wrong_password_or_vhost_ends_in_78_at_once(kit, script, flags):
-    stranger = kit.using(url=kit.url.replace("guest:guest", f"guest:{SECRET}"))
-    refused(stranger.run(script, *flags), 78, "usuario o la contraseña")
-    lost = kit.using(url=kit.url + "-no")
-    refused(lost.run(script, *flags), 78, "vhost")
+@pytest.mark.parametrize("script, flags", [*ONE_SHOT.items(), (PUBLISHER, ("--level", "3", *USER)),
+                                           (DEAD, ())])
+def test_a_wrong_password_or_vhost_exits_with_78_at_once(kit, script, flags):
+    wrong_user = kit.using(url=kit.url.replace("guest:guest", f"guest:{SECRET}"))
+    assert_refused(wrong_user.run(script, *flags), 78, "usuario o la contraseña")
+    wrong_vhost = kit.using(url=kit.url + "-no")
+    assert_refused(wrong_vhost.run(script, *flags), 78, "vhost")
 
 
-def test_a_password_of_special_characters_works_when_they_are_encoded_but_not_without_permissions(kit, shared_node):
+def test_an_encoded_password_works_and_missing_permissions_exit_with_78(kit, shared_node):
     password, vhost = "a/b?c#d@e:f,g%h ñ", kit.url.rpartition("/")[2]
     shared_node.ctl("add_user", vhost, password)
     shared_node.ctl("set_permissions", "-p", vhost, vhost, ".*", ".*", ".*")
-    friend = kit.using(url=kit.url.replace("guest:guest", f"{vhost}:{quote(password, safe='')}"))
-    friend.done(PUBLISHER, "--level", "3", *USER)
+    user_kit = kit.using(url=kit.url.replace("guest:guest", f"{vhost}:{quote(password, safe='')}"))
+    user_kit.run_ok(PUBLISHER, "--level", "3", *USER)
     assert kit.depth("email_queue") == 1
     shared_node.ctl("set_permissions", "-p", vhost, vhost, "", "", "")
     for script, flags in ((SETUP, ()), (PUBLISHER, ("--level", "3", *USER)), (EMAIL, ())):
-        refused(friend.run(script, *flags), 78, "no tiene permiso")
+        assert_refused(user_kit.run(script, *flags), 78, "no tiene permiso")
     plain = kit.using(url=kit.url.replace("guest:guest", f"{vhost}:{password}"))
-    refused(plain.run(SETUP), 78, "RABBITMQ_URL")
+    assert_refused(plain.run(SETUP), 78, "RABBITMQ_URL")
 
 
-def test_levels_1_and_2_say_that_nobody_knows_when_the_broker_dies_midway(own_kit):
-    own_kit.done(SETUP)
-    running = {level: own_kit.start(PUBLISHER, "--level", level, *USER, "--count", "100000", "--rate", "500", "--json")
+def test_levels_1_and_2_report_an_unknown_outcome_when_the_broker_dies(own_kit):
+    own_kit.run_ok(SETUP)
+    running = {level: own_kit.start(PUBLISHER, "--level", level, *USER, "--count", "100000",
+                                    "--rate", "500", "--json")
                for level in "12"}
-    for level, publisher in running.items():
+    for publisher in running.values():
         publisher.wait_for('"outcome": "sent"', count=50)
     own_kit.node.kill()
-    for level, publisher in running.items():
+    for publisher in running.values():
         assert publisher.end(timeout=10) == 3
         assert "Traceback" not in publisher.text()
-        assert len([line for line in publisher.err if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
+        assert len([line for line in publisher.err
+                    if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
         assert len(publisher.out) < 100_000
 
 
@@ -262,23 +299,24 @@ ON_DISK = {"email": EMAIL, "loyalty": CONSUMERS[1], "analytics": CONSUMERS[2]}
 
 @pytest.fixture
 def mount(tmp_path):
-    """mount(options): a small file system of its own, full or read-only as the options say."""
+    """Return mount(options): it mounts a small file system with these options."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux may mount a small disk")
-    place = tmp_path / "disk"
-    place.mkdir()
+    target = tmp_path / "disk"
+    target.mkdir()
 
     def mounted(options: str) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(target)],
+                              capture_output=True, text=True)
         if done.returncode != 0:
             pytest.skip(f"no mount here: {done.stderr.strip()}")
-        return place
+        return target
     yield mounted
-    subprocess.run(["umount", "-l", str(place)], capture_output=True)
+    subprocess.run(["umount", "-l", str(target)], capture_output=True)
 
 
 def fill(folder: Path) -> None:
-    """Leave no byte free."""
+    """Fill the disk of this folder."""
     with (folder / "ballast").open("ab", buffering=0) as file:
         for size in (4096, 1):
             try:
@@ -288,16 +326,16 @@ def fill(folder: Path) -> None:
                 pass
 
 
-def assert_kept(kit, name: str, ended) -> None:
-    """The consumer said why it ended, and the event is still in its queue."""
-    refused(ended, 78, "el broker guarda los eventos", str(kit.state))
+def assert_kept(kit, name: str, result) -> None:
+    """Assert that the consumer printed the reason and the event is still in its queue."""
+    assert_refused(result, 78, "el broker guarda los eventos", str(kit.state))
     kit.wait_for_depth(f"{name}_queue", 1)
     assert kit.depth("dead_letter_queue") == 0
 
 
 @pytest.mark.parametrize("name", ON_DISK)
-def test_a_state_dir_that_cannot_be_used_ends_in_78_and_the_event_stays(kit, name):
-    kit.done(SETUP)
+def test_an_unusable_state_dir_exits_with_78_and_the_event_stays(kit, name):
+    kit.run_ok(SETUP)
     kit.publish_event(queue=f"{name}_queue")
     kit.state.write_text("a file")
     assert_kept(kit, name, kit.run(ON_DISK[name], "--limit", "1"))
@@ -311,12 +349,12 @@ def test_a_state_dir_that_cannot_be_used_ends_in_78_and_the_event_stays(kit, nam
         assert_kept(kit, name, kit.run(ON_DISK[name], "--limit", "1"))
         assert (kit.state / f"{name}.db").read_bytes() == garbage
     (kit.state / f"{name}.db").unlink()
-    kit.done(ON_DISK[name], "--limit", "1")
+    kit.run_ok(ON_DISK[name], "--limit", "1")
 
 
-def test_a_locked_state_file_ends_in_78_and_the_event_stays(kit):
-    kit.done(EMAIL, "--report")
-    kit.done(SETUP)
+def test_a_locked_state_file_exits_with_78_and_the_event_stays(kit):
+    kit.run_ok(EMAIL, "--report")
+    kit.run_ok(SETUP)
     kit.publish_event(queue="email_queue")
     with sqlite3.connect(kit.state / "email.db", isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -325,33 +363,34 @@ def test_a_locked_state_file_ends_in_78_and_the_event_stays(kit):
     assert kit.report(EMAIL) == {"emails": 0}
 
 
-def test_a_read_only_disk_ends_in_78_and_the_event_stays(kit, mount):
-    kit.done(SETUP)
+def test_a_read_only_disk_exits_with_78_and_the_event_stays(kit, mount):
+    kit.run_ok(SETUP)
     kit.publish_event(queue="loyalty_queue")
     kit = kit.using(state=mount("ro"))
     assert_kept(kit, "loyalty", kit.run(ON_DISK["loyalty"], "--limit", "1"))
 
 
 @pytest.mark.parametrize("name", ["email", "loyalty"])
-def test_a_disk_that_fills_up_ends_in_78_and_with_space_again_the_event_is_done_once(kit, mount, name):
+def test_a_full_disk_exits_with_78_and_the_event_is_done_once_there_is_space(kit, mount, name):
     kit = kit.using(state=mount("size=512k"))
     running = kit.start_consumer(name)
     kit.publish_event(queue=f"{name}_queue")
     running.wait_for("intento 1")
     fill(kit.state)
-    for _ in range(30):  # SQLite's log may have had a page to spare
+    for _ in range(30):  # SQLite's log may still have a free page
         if running.process.poll() is None:
             kit.publish_event(queue=f"{name}_queue")
     assert running.end() == 78
     assert "Traceback" not in running.text() and len(running.err) == 1
-    refused(kit.run(ON_DISK[name], "--limit", "1"), 78, str(kit.state))
+    assert_refused(kit.run(ON_DISK[name], "--limit", "1"), 78, str(kit.state))
     (kit.state / "ballast").unlink()
-    kit.done(ON_DISK[name], "--idle-timeout", "2")
+    kit.run_ok(ON_DISK[name], "--idle-timeout", "2")
     done = kit.report(ON_DISK[name])
     with sqlite3.connect(kit.state / f"{name}.db") as ledger:
         rows = ledger.execute("SELECT count(*) FROM done").fetchone()[0]
     ledger.close()
-    assert rows > 1 and done == ({"emails": rows} if name == "email" else {"accounts": rows, "points": 100 * rows})
+    assert rows > 1 and done == ({"emails": rows} if name == "email"
+                                 else {"accounts": rows, "points": 100 * rows})
     assert kit.depth(f"{name}_queue") == kit.depth("dead_letter_queue") == 0
     assert not list((kit.state).glob("outbox/tmp/*"))
 
@@ -360,9 +399,10 @@ def test_a_disk_that_fills_up_ends_in_78_and_with_space_again_the_event_is_done_
 
 
 @pytest.mark.parametrize("script, flags, words", [
-    *((PUBLISHER, ("--level", level, *USER, "--count", "9999", "--rate", "20", "--json"), '"outcome"') for level in "123"),
+    *((PUBLISHER, ("--level", level, *USER, "--count", "9999", "--rate", "20", "--json"),
+       '"outcome"') for level in "123"),
     (SIMULATOR, ("--count", "9999", "--json"), '"outcome"')])
-def test_ctrl_c_in_a_one_shot_script_ends_in_130(kit, script, flags, words):
+def test_ctrl_c_in_a_one_shot_script_exits_with_130(kit, script, flags, words):
     running = kit.start(script, *flags)
     running.wait_for(words)
     assert running.interrupt(timeout=5) == 130
@@ -370,35 +410,39 @@ def test_ctrl_c_in_a_one_shot_script_ends_in_130(kit, script, flags, words):
     assert "Traceback" not in running.text()
 
 
-def test_ctrl_c_in_a_replay_ends_in_130_and_loses_no_letter(kit):
-    kit.done(SETUP)
+def test_ctrl_c_in_a_replay_exits_with_130_and_loses_no_dead_letter(kit):
+    kit.run_ok(SETUP)
     for _ in range(20):
         kit.publish_event(queue="dead_letter_queue", headers={"x-source-queue": "email_queue"})
     running = kit.start(DEAD, "--replay", "--rate", "10")
     running.wait_for("devuelta a su cola", count=3)
     assert running.interrupt(timeout=5) == 130
-    wait_until(lambda: kit.depth("dead_letter_queue") + kit.depth("email_queue") == 20, "20 letters in all")
+    wait_until(lambda: kit.depth("dead_letter_queue") + kit.depth("email_queue") == 20,
+               "20 messages in all")
     assert 3 <= kit.depth("email_queue") < 20
 
 
 @pytest.mark.parametrize("script, flags", [
     (PUBLISHER, ("--level", "1", *USER, "--count", "20000", "--json")),
     (PUBLISHER, ("--level", "3", *USER, "--count", "20000", "--json")), (EMAIL, ("--limit", "300")),
-    (DEAD, ("--limit", "300")), (SETUP, ("--show", "mermaid")), (PUBLISHER, ("--help",)), (EMAIL, ("--help",))])
-def test_a_reader_that_closes_the_pipe_sees_no_traceback(kit, script, flags):
+    (DEAD, ("--limit", "300")), (SETUP, ("--show", "mermaid")), (PUBLISHER, ("--help",)),
+    (EMAIL, ("--help",))])
+def test_a_closed_pipe_causes_no_traceback(kit, script, flags):
     if "--limit" in flags:
-        kit.done(SIMULATOR, "--mode", "permanent" if script == DEAD else "transient", "--count", "300", "--json")
+        kit.run_ok(SIMULATOR, "--mode", "permanent" if script == DEAD else "transient",
+                   "--count", "300", "--json")
     if script == DEAD:
-        kit.done(EMAIL, "--limit", "300")
+        kit.run_ok(EMAIL, "--limit", "300")
     process = piped(kit, script, *flags)
     if "--help" not in flags:
         process.stdout.readline()
     process.stdout.close()
-    said = [line for line in process.stderr.read().splitlines() if not line.startswith("Eventos sin confirmar")]
-    assert (process.wait(30), said) == (0, [])
+    printed = [line for line in process.stderr.read().splitlines()
+               if not line.startswith("Eventos sin confirmar")]
+    assert (process.wait(30), printed) == (0, [])
 
 
-def test_a_consumer_whose_line_about_the_broker_has_no_reader_ends_too(kit):
+def test_a_consumer_exits_when_its_pipe_is_closed(kit):
     process = piped(kit, EMAIL)
     wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer")
     process.stdout.close()
@@ -409,15 +453,20 @@ def test_a_consumer_whose_line_about_the_broker_has_no_reader_ends_too(kit):
 
 
 def piped(kit, script: str, *flags: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / script), *flags], env=kit.environment(PYTHONUNBUFFERED=""),
-                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, str(ROOT / script), *flags],
+                            env=kit.environment(PYTHONUNBUFFERED=""), stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_python_without_the_packages_is_told_to_activate_the_environment(kit, script):
-    arguments = ["--level", "1", "--nombre", "J", "--email", "j@eco.com"] if script == PUBLISHER else []
-    ended = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r});"
-                            f" sys.argv = {[script, *arguments]!r}; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"],
-                           env=kit.environment(), capture_output=True, text=True, encoding="utf-8", timeout=60)
-    assert ended.returncode == 78, ended.stderr
-    assert "faltan los paquetes" in ended.stderr and "Traceback" not in ended.stderr
+def test_missing_packages_print_how_to_activate_the_environment(kit, script):
+    arguments = []
+    if script == PUBLISHER:
+        arguments = ["--level", "1", "--nombre", "J", "--email", "j@eco.com"]
+    program = (f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r});"
+               f" sys.argv = {[script, *arguments]!r};"
+               f" runpy.run_path({str(ROOT / script)!r}, run_name='__main__')")
+    result = subprocess.run([sys.executable, "-I", "-S", "-c", program], env=kit.environment(),
+                            capture_output=True, text=True, encoding="utf-8", timeout=60)
+    assert result.returncode == 78, result.stderr
+    assert "faltan los paquetes" in result.stderr and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""`kit.py bench` measures what it says: few events here, no speed is asked for."""
+"""`kit.py bench` measures what it reports. Few events are enough; no speed is asserted."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def measured(own_kit, tmp_path):
     return bench.Bench(own_kit.node, tmp_path, [PIKA], 1, EVENTS)
 
 
-def test_publishing_and_consuming_are_measured_beside_a_peer_and_all_events_are_accounted_for(measured):
+def test_publishing_and_consuming_are_measured_beside_a_peer(measured):
     for part in (bench.publish, bench.consume):
         found = part(measured)
         assert found[report.KIT]["events_per_s"] > 0 and found[PIKA.name]["kit_is"] > 0
@@ -28,19 +28,21 @@ def test_publishing_and_consuming_are_measured_beside_a_peer_and_all_events_are_
     measured.expect(0, "all of them")
 
 
-def test_a_peer_that_publishes_less_than_it_says_is_found_out(measured):
-    liar = replace(PIKA, name="liar", command=[sys.executable, "-c", "print(0.1)"])
-    with pytest.raises(bench.BenchError, match="Con liar quedan 0 eventos en loyalty_queue, y no 1"):
-        bench.publish(bench.Bench(measured.node, measured.folder, [liar], 1, EVENTS))
+def test_a_peer_that_publishes_less_than_it_reports_is_an_error(measured):
+    dishonest = replace(PIKA, name="liar", command=[sys.executable, "-c", "print(0.1)"])
+    with pytest.raises(bench.BenchError,
+                       match="Con liar quedan 0 eventos en loyalty_queue, y no 1"):
+        bench.publish(bench.Bench(measured.node, measured.folder, [dishonest], 1, EVENTS))
 
 
-def test_a_peer_that_fails_is_named_with_its_last_words(measured):
-    broken = replace(PIKA, name="broken", command=[sys.executable, "-c", "raise SystemExit('no route')"])
+def test_a_failing_peer_is_named_with_its_last_line(measured):
+    broken = replace(PIKA, name="broken",
+                     command=[sys.executable, "-c", "raise SystemExit('no route')"])
     with pytest.raises(bench.BenchError, match="broken terminó en 1: .*no route"):
         bench.publish(bench.Bench(measured.node, measured.folder, [broken], 1, EVENTS))
 
 
-def test_the_flow_the_processes_the_memory_and_the_ledger_are_measured(measured):
+def test_flow_processes_memory_and_ledger_are_measured(measured):
     assert 0 < bench.flow(measured)["p50_ms"] < 60_000
     assert set(bench.scale(measured)) == {"1", "2", "4"}
     memory = bench.memory(measured)
@@ -49,7 +51,7 @@ def test_the_flow_the_processes_the_memory_and_the_ledger_are_measured(measured)
     assert bench.start_up(measured)["python -c pass"] > 0
 
 
-def test_no_retry_comes_before_its_delay_is_over(measured):
+def test_no_retry_arrives_before_its_delay_is_over(measured):
     measured.settings = replace(measured.settings, retry_delays=(0.3, 0.6))
     measured.environment["RETRY_DELAYS"] = "0.3,0.6"
     found = bench.retries(measured)
@@ -57,12 +59,12 @@ def test_no_retry_comes_before_its_delay_is_over(measured):
 
 
 @pytest.mark.parametrize("part", bench.PARTS)
-def test_the_page_of_the_performance_shows_the_figures_of_the_run_that_is_beside_it(part):
+def test_the_performance_page_shows_the_recorded_figures(part):
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     table = report.table(RESULTS, part)
     assert len(table) > 2 and "\n".join(table) in page
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.en.md"])
-def test_the_readmes_show_the_figures_of_that_run(name):
+def test_the_readmes_show_the_recorded_figures(name):
     assert "\n".join(report.summary(RESULTS)) in (ROOT / name).read_text(encoding="utf-8")

@@ -1,8 +1,7 @@
-"""Settings and events: no broker needed."""
+"""Settings and events. These tests need no broker."""
 
 import json
 import uuid
-
 
 import pika
 import pytest
@@ -15,7 +14,7 @@ EVENT = events.user_created("Zoë Ñandú 🎉", "zoe@eco.com")
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A kit without .env and an environment without its settings."""
+    """Use a folder without .env and an environment without settings."""
     monkeypatch.setattr(config, "ROOT", tmp_path)
     for name in DEFAULTS:
         monkeypatch.delenv(name, raising=False)
@@ -25,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- settings
 
 
-def test_without_any_setting_the_defaults_hold(folder):
+def test_the_defaults_apply_without_settings(folder):
     found = config.load()
     assert found.urls == ("amqp://guest:guest@localhost:5672/%2F",)
     assert found.retry_delays == (5, 30, 120)
@@ -33,8 +32,9 @@ def test_without_any_setting_the_defaults_hold(folder):
     assert found.queue_type == "quorum"
 
 
-def test_a_flag_beats_the_environment_which_beats_env_which_beats_the_default(folder, monkeypatch):
-    (folder / ".env").write_text("RETRY_DELAYS=1\nQUEUE_TYPE=classic\nSTATE_DIR=añejo\n", encoding="utf-8")
+def test_a_flag_takes_precedence_over_environment_env_file_and_default(folder, monkeypatch):
+    (folder / ".env").write_text("RETRY_DELAYS=1\nQUEUE_TYPE=classic\nSTATE_DIR=añejo\n",
+                                 encoding="utf-8")
     monkeypatch.setenv("RETRY_DELAYS", "2")
     monkeypatch.setenv("QUEUE_TYPE", "quorum")
     found = config.load({"RETRY_DELAYS": "3", "QUEUE_TYPE": None})
@@ -44,53 +44,58 @@ def test_a_flag_beats_the_environment_which_beats_env_which_beats_the_default(fo
     assert found.urls == (DEFAULTS["RABBITMQ_URL"],)
 
 
-def test_an_empty_variable_counts_as_not_set(folder, monkeypatch):
+def test_an_empty_variable_counts_as_unset(folder, monkeypatch):
     (folder / ".env").write_text("RETRY_DELAYS=\nQUEUE_TYPE=classic\n", encoding="utf-8")
     monkeypatch.setenv("QUEUE_TYPE", "")
     found = config.load()
     assert (found.retry_delays, found.queue_type) == ((5, 30, 120), "classic")
 
 
-def test_an_env_file_that_is_not_utf_8_is_named(folder):
+def test_an_env_file_that_is_not_utf_8_is_an_error(folder):
     (folder / ".env").write_bytes(b"STATE_DIR=a\xf1o\n")
     with pytest.raises(ConfigError, match=r"\.env.*UTF-8"):
         config.load()
 
 
-def test_a_folder_typed_as_a_flag_means_the_folder_of_the_shell(folder, tmp_path_factory, monkeypatch):
+def test_a_relative_state_dir_flag_starts_at_the_working_directory(
+        folder, tmp_path_factory, monkeypatch):
     here = tmp_path_factory.mktemp("shell")
     monkeypatch.chdir(here)
     assert config.load({"STATE_DIR": "mine"}).state_dir == here / "mine"
 
 
-def test_several_urls_are_one_cluster():
-    assert config.load({"RABBITMQ_URL": "amqp://a:1, amqps://b/v ,"}).urls == ("amqp://a:1", "amqps://b/v")
+def test_several_urls_form_one_cluster():
+    found = config.load({"RABBITMQ_URL": "amqp://a:1, amqps://b/v ,"})
+    assert found.urls == ("amqp://a:1", "amqps://b/v")
 
 
 @pytest.mark.parametrize("name, value", [
-    ("RABBITMQ_URL", " , "), ("RABBITMQ_URL", "localhost:5672"), ("RABBITMQ_URL", "http://localhost"),
-    ("RABBITMQ_URL", "amqp://"), ("RABBITMQ_URL", "amqp://h:0"), ("RABBITMQ_URL", "amqp://h:70000"),
-    ("RABBITMQ_URL", "amqp://h:x"), ("RABBITMQ_URL", "amqp://h/a/b"), ("RABBITMQ_URL", "amqp://u:pa/ss@h/v"),
-    ("RABBITMQ_URL", "amqp://u:secret?@h/v"), ("RABBITMQ_URL", "amqp://u:secret#@h"), ("RABBITMQ_URL", "amqp://[::1"),
+    ("RABBITMQ_URL", " , "), ("RABBITMQ_URL", "localhost:5672"),
+    ("RABBITMQ_URL", "http://localhost"), ("RABBITMQ_URL", "amqp://"),
+    ("RABBITMQ_URL", "amqp://h:0"), ("RABBITMQ_URL", "amqp://h:70000"),
+    ("RABBITMQ_URL", "amqp://h:x"), ("RABBITMQ_URL", "amqp://h/a/b"),
+    ("RABBITMQ_URL", "amqp://u:pa/ss@h/v"), ("RABBITMQ_URL", "amqp://u:secret?@h/v"),
+    ("RABBITMQ_URL", "amqp://u:secret#@h"), ("RABBITMQ_URL", "amqp://[::1"),
     ("RABBITMQ_URL", "amqp://good,amqp://h:0"),
-    ("RETRY_DELAYS", "five"), ("RETRY_DELAYS", "5,,30"), ("RETRY_DELAYS", "0"), ("RETRY_DELAYS", "-5"),
-    ("RETRY_DELAYS", "nan"), ("RETRY_DELAYS", "inf"), ("RETRY_DELAYS", "86401"), ("RETRY_DELAYS", "0.0009"),
-    ("RETRY_DELAYS", ",".join(["1"] * 21)),
+    ("RETRY_DELAYS", "five"), ("RETRY_DELAYS", "5,,30"), ("RETRY_DELAYS", "0"),
+    ("RETRY_DELAYS", "-5"), ("RETRY_DELAYS", "nan"), ("RETRY_DELAYS", "inf"),
+    ("RETRY_DELAYS", "86401"), ("RETRY_DELAYS", "0.0009"), ("RETRY_DELAYS", ",".join(["1"] * 21)),
     ("STATE_DIR", "a\0b"), ("QUEUE_TYPE", "Quorum"), ("QUEUE_TYPE", "stream"),
 ])
-def test_a_bad_setting_is_named_and_ends_in_78(name, value):
-    with pytest.raises(ConfigError, match=name) as told:
+def test_an_invalid_setting_is_named_and_exits_with_78(name, value):
+    with pytest.raises(ConfigError, match=name) as raised:
         config.load({name: value})
-    assert told.value.exit_code == 78
-    assert "secret" not in str(told.value) and "pa/ss" not in str(told.value)
+    assert raised.value.exit_code == 78
+    assert "secret" not in str(raised.value) and "pa/ss" not in str(raised.value)
 
 
-def test_delays_down_to_a_millisecond_and_up_to_a_day_are_taken():
+def test_delays_from_a_millisecond_to_a_day_are_valid():
     assert config.load({"RETRY_DELAYS": " 0.001, 0.5,86400 "}).retry_delays == (0.001, 0.5, 86400)
 
 
 @pytest.mark.parametrize("url, shown", [
-    ("amqp://ana:secret@h:1/v", "amqp://ana@h:1/v"), ("amqp://ana:se@cret@h", "amqp://ana@h"), ("amqp://h", "amqp://h")])
+    ("amqp://ana:secret@h:1/v", "amqp://ana@h:1/v"), ("amqp://ana:se@cret@h", "amqp://ana@h"),
+    ("amqp://h", "amqp://h")])
 def test_a_url_is_shown_without_its_password(url, shown):
     assert config.masked(url) == shown
 
@@ -98,29 +103,31 @@ def test_a_url_is_shown_without_its_password(url, shown):
 # ---------------------------------------------------------------- events
 
 
-def test_an_event_comes_back_from_its_bytes_as_it_was():
+def test_decode_returns_the_encoded_event():
     assert events.decode(events.encode(EVENT)) == EVENT
 
 
-def test_an_event_on_the_wire_has_the_fields_of_cloudevents():
+def test_an_encoded_event_has_the_cloudevents_fields():
     wire = json.loads(events.encode(EVENT))
     assert wire == {
-        "specversion": "1.0", "id": EVENT.id, "source": "/ecomarket/usuarios", "type": "UsuarioCreado",
-        "time": EVENT.time, "data": {"user_id": EVENT.user_id, "nombre": EVENT.nombre, "email": EVENT.email}}
+        "specversion": "1.0", "id": EVENT.id, "source": "/ecomarket/usuarios",
+        "type": "UsuarioCreado", "time": EVENT.time,
+        "data": {"user_id": EVENT.user_id, "nombre": EVENT.nombre, "email": EVENT.email}}
     assert EVENT.time.endswith("Z") and uuid.UUID(EVENT.id) != uuid.UUID(EVENT.user_id)
 
 
-def test_each_event_is_another_user_with_another_id():
+def test_each_event_has_its_own_id_and_user_id():
     made = [events.user_created("Ana", "ana@eco.com") for _ in range(3)]
     assert len({event.id for event in made} | {event.user_id for event in made}) == 6
 
 
 def test_the_properties_carry_the_id_and_type_of_the_event():
     found = events.properties(EVENT, 2, {"x-simulate": {}})
-    assert (found.message_id, found.type, found.content_type, found.delivery_mode, found.headers) == (
-        EVENT.id, "UsuarioCreado", "application/cloudevents+json", 2, {"x-simulate": {}})
+    assert (found.message_id, found.type) == (EVENT.id, "UsuarioCreado")
+    assert (found.content_type, found.delivery_mode) == ("application/cloudevents+json", 2)
+    assert found.headers == {"x-simulate": {}}
     assert found.timestamp and found.app_id
-    found.encode()  # pika can write them
+    found.encode()  # pika can encode them
     assert isinstance(found, pika.BasicProperties)
 
 
@@ -129,74 +136,83 @@ def test_unknown_fields_are_ignored():
     assert events.decode(wire) == EVENT
 
 
-def test_an_event_of_another_type_is_read_whatever_its_data():
+def test_an_event_of_another_type_is_decoded_whatever_its_data():
     for data in ({}, None, 7, {"total": 3}):
         wire = json.loads(events.encode(EVENT)) | {"type": "PedidoCreado", "data": data}
-        assert events.decode(json.dumps(wire).encode()) == events.Event(EVENT.id, "PedidoCreado", EVENT.time)
+        expected = events.Event(EVENT.id, "PedidoCreado", EVENT.time)
+        assert events.decode(json.dumps(wire).encode()) == expected
 
 
 @pytest.mark.parametrize("when", [
-    "2025-11-24T08:30:00Z", "2025-11-24t08:30:00.1z", "2025-11-24T08:30:00.123456789Z", "2025-11-24T08:30:00+05:30"])
-def test_every_rfc_3339_time_is_read(when):
+    "2025-11-24T08:30:00Z", "2025-11-24t08:30:00.1z", "2025-11-24T08:30:00.123456789Z",
+    "2025-11-24T08:30:00+05:30"])
+def test_every_rfc_3339_time_is_valid(when):
     assert events.decode(changed(time=when)).time == when
 
 
-def changed(*gone: str, **fields) -> bytes:
-    """EVENT on the wire with some fields changed or gone; data={…} changes fields within data."""
+def changed(*removed: str, **fields) -> bytes:
+    """Return EVENT encoded, with fields removed or changed. data={…} changes fields of data."""
     wire = json.loads(events.encode(EVENT))
     data = wire["data"] | fields.pop("data", {})
     wire |= {"data": data} | fields
-    for name in gone:
+    for name in removed:
         wire.pop(name, None)
         data.pop(name, None)
     return json.dumps(wire).encode()
 
 
 MALFORMED = {
-    "empty": b"", "blank": b"  ", "not UTF-8": b"\xff\xfe{}", "UTF-16": events.encode(EVENT).decode().encode("utf-16"),
+    "empty": b"", "blank": b"  ", "not UTF-8": b"\xff\xfe{}",
+    "UTF-16": events.encode(EVENT).decode().encode("utf-16"),
     "BOM": b"\xef\xbb\xbf" + events.encode(EVENT), "NUL": b"\0", "not JSON": b"{'id': 1}",
     "cut": events.encode(EVENT)[:-1], "two": events.encode(EVENT) * 2,
     "deep": b"[" * 100_000, "deep object": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
-    "huge number": b'{"id": ' + b"9" * 5000 + b"}", "huge": changed(data={"nota": "x" * events.MAX_BYTES}),
+    "huge number": b'{"id": ' + b"9" * 5000 + b"}",
+    "huge": changed(data={"nota": "x" * events.MAX_BYTES}),
     "list": b"[]", "null": b"null", "text": b'"UsuarioCreado"', "number": b"1",
-    "NaN": changed(nota=1).replace(b"1}", b"NaN}"), "Infinity": changed(nota=1).replace(b"1}", b"-Infinity}"),
+    "NaN": changed(nota=1).replace(b"1}", b"NaN}"),
+    "Infinity": changed(nota=1).replace(b"1}", b"-Infinity}"),
     "specversion 2": changed(specversion="2.0"), "specversion number": changed(specversion=1.0),
     **{f"without {name}": changed(name) for name in
        ("specversion", "id", "source", "type", "time", "data", "user_id", "nombre", "email")},
     **{f"{name} {value!r}": changed(**{name: value}) for name in ("id", "source", "type", "time")
        for value in (None, 1, True, [], {}, "", "x" * 256, "\ud800", "a\nb", "\x1b[2J")},
     **{f"{name} {value!r}": changed(data={name: value}) for name in ("user_id", "nombre", "email")
-       for value in (None, 1, False, [], {}, "", " ", "x" * 300, "\ud800", "a\nb", "\x1b[2J", "\x9b2J", "a\u2028b")},
+       for value in (None, 1, False, [], {}, "", " ", "x" * 300, "\ud800", "a\nb", "\x1b[2J",
+                     "\x9b2J", "a\u2028b")},
     **{f"data {value!r}": events.encode(EVENT).split(b'"data"')[0] + b'"data":' + value + b"}"
        for value in (b"null", b"[]", b'"x"', b"1")},
     **{f"time {text}": changed(time=text) for text in (
-        "ayer", "1764000000", "2025-13-01T00:00:00Z", "2025-11-24T25:00:00Z", "2025-11-24", "2025-11-24T08:30:00",
-        "20251124T083000Z", "2025-W48-1T08:30:00Z", "2025-11-24 08:30", "２０２５-11-24T08:30:00Z")},
+        "ayer", "1764000000", "2025-13-01T00:00:00Z", "2025-11-24T25:00:00Z", "2025-11-24",
+        "2025-11-24T08:30:00", "20251124T083000Z", "2025-W48-1T08:30:00Z", "2025-11-24 08:30",
+        "２０２５-11-24T08:30:00Z")},
     "id no UUID": changed(id="42"), "user_id no UUID": changed(data={"user_id": "juan"}),
     **{f"email {text!r}": changed(data={"email": text}) for text in (
-        "juan", "@eco.com", "juan@", "juan@eco", "a@b@eco.com", "juan @eco.com", "juan@eco.com\r\nBcc: x@y.z",
-        "josé@eco.com", "juan@-eco.com", "juan@eco..com", "a" * 65 + "@eco.com", "<juan@eco.com>", "a,b@eco.com")},
+        "juan", "@eco.com", "juan@", "juan@eco", "a@b@eco.com", "juan @eco.com",
+        "juan@eco.com\r\nBcc: x@y.z", "josé@eco.com", "juan@-eco.com", "juan@eco..com",
+        "a" * 65 + "@eco.com", "<juan@eco.com>", "a,b@eco.com")},
 }
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=[ascii(name) for name in MALFORMED])
-def test_a_malformed_body_is_refused_with_a_reason(body):
-    with pytest.raises(events.MalformedEvent) as told:
+def test_a_malformed_body_is_rejected_with_a_reason(body):
+    with pytest.raises(events.MalformedEvent) as raised:
         events.decode(body)
-    assert 5 < len(str(told.value)) < 300
-    str(told.value).encode()  # printable whatever the body was
+    assert 5 < len(str(raised.value)) < 300
+    str(raised.value).encode()  # printable, whatever the body contains
 
 
 @pytest.mark.parametrize("nombre, email", [
-    ("", "a@eco.com"), ("  ", "a@eco.com"), ("x" * 201, "a@eco.com"), ("a\r\nb", "a@eco.com"), ("\x1b[31m", "a@eco.com"),
-    ("\udce9", "a@eco.com"), ("Ana", ""), ("Ana", "ana"), ("Ana", "a@eco.com\n"), ("Ana", "a" * 60 + "@" + "b." * 120 + "com")])
-def test_a_user_that_no_event_may_carry_is_refused_with_65(nombre, email):
-    with pytest.raises(events.InvalidUser) as told:
+    ("", "a@eco.com"), ("  ", "a@eco.com"), ("x" * 201, "a@eco.com"), ("a\r\nb", "a@eco.com"),
+    ("\x1b[31m", "a@eco.com"), ("\udce9", "a@eco.com"), ("Ana", ""), ("Ana", "ana"),
+    ("Ana", "a@eco.com\n"), ("Ana", "a" * 60 + "@" + "b." * 120 + "com")])
+def test_an_invalid_user_is_rejected_with_exit_code_65(nombre, email):
+    with pytest.raises(events.InvalidUser) as raised:
         events.user_created(nombre, email)
-    assert told.value.exit_code == 65
+    assert raised.value.exit_code == 65
 
 
-def test_the_longest_name_and_any_script_are_taken():
+def test_the_longest_name_and_any_alphabet_are_valid():
     for nombre in ("x" * 200, "محمد", "王小明", "O'Brien-Núñez", "👩‍👩‍👧"):
         event = events.user_created(nombre, "a+b@sub.eco-market.com")
         assert events.decode(events.encode(event)) == event

@@ -1,4 +1,4 @@
-"""Nothing that an event carries reaches the terminal raw."""
+"""Text from events is cleaned before it is printed on a terminal."""
 
 import io
 import json
@@ -22,25 +22,26 @@ def plain(monkeypatch):
 
 
 @pytest.mark.parametrize("text", [
-    "\x1b[2J\x1b[H", "\x1b]0;título\x07", "\x9b31m", "\r\n", "a\tb", "\x00", "\x7f", "\x08" * 9, "\u2028", "\u2029",
-    "\u202egpj.exe", "\u2066x\u2069", "\u200f", "\u061c", "\ud800"])
-def test_what_would_move_the_cursor_or_reorder_the_line_is_replaced(text):
+    "\x1b[2J\x1b[H", "\x1b]0;título\x07", "\x9b31m", "\r\n", "a\tb", "\x00", "\x7f", "\x08" * 9,
+    "\u2028", "\u2029", "\u202egpj.exe", "\u2066x\u2069", "\u200f", "\u061c", "\ud800"])
+def test_control_and_reordering_characters_are_replaced(text):
     cleaned = console.clean(text)
     assert len(cleaned) == len(text) and "\ufffd" in cleaned
     assert all(char.isprintable() for char in cleaned)
     cleaned.encode()
 
 
-@pytest.mark.parametrize("text", ["José Ñandú", "e\u0301", "🎉", "👩‍👩‍👧", "🏳️‍🌈", "محمد", "王小明", "¡Hola! → ✔"])
-def test_accents_emoji_and_other_scripts_stay_as_they_are(text):
+@pytest.mark.parametrize("text", ["José Ñandú", "e\u0301", "🎉", "👩‍👩‍👧", "🏳️‍🌈", "محمد", "王小明",
+                                  "¡Hola! → ✔"])
+def test_accents_emoji_and_other_alphabets_are_kept(text):
     assert console.clean(text) == text
 
 
-def test_cleaning_takes_anything():
+def test_clean_accepts_any_value():
     assert console.clean(None) == "None" and console.clean(7) == "7"
 
 
-def test_colour_goes_to_a_terminal_only(monkeypatch):
+def test_only_a_terminal_gets_colour(monkeypatch):
     assert console.paint("hecho", "ok", io.StringIO()) == "hecho"
     assert console.paint("hecho", "ok", Terminal()) == "\x1b[1;38;5;28mhecho\x1b[0m"
     monkeypatch.setenv("NO_COLOR", "1")
@@ -50,7 +51,7 @@ def test_colour_goes_to_a_terminal_only(monkeypatch):
     assert console.paint("hecho", "ok", Terminal()) == "hecho"
 
 
-def test_with_json_words_go_to_stderr_and_data_to_stdout(capsys, monkeypatch):
+def test_with_json_data_goes_to_stdout_and_text_to_stderr(capsys, monkeypatch):
     console.say("para la clase")
     monkeypatch.setattr(console, "json_mode", True)
     console.say("para quien mira")
@@ -62,7 +63,7 @@ def test_with_json_words_go_to_stderr_and_data_to_stdout(capsys, monkeypatch):
     assert json.loads(record) == {"nombre": "José 🎉\x1b[2J"}
 
 
-def test_a_console_that_cannot_print_a_character_prints_a_question_mark(monkeypatch):
+def test_a_character_outside_the_encoding_is_a_question_mark(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
     console.set_up()
@@ -76,7 +77,7 @@ def test_a_table_aligns_its_columns_and_cleans_its_cells():
     assert console.table([]) == []
 
 
-def test_a_bar_is_full_for_the_most_and_never_empty_for_something():
+def test_a_bar_is_full_for_the_maximum_and_empty_only_for_zero():
     assert console.bar(10, 10, width=8) == "█" * 8
     assert console.bar(5, 10, width=8) == "█" * 4
     assert console.bar(1, 10**6) == "█"

@@ -1,4 +1,4 @@
-"""The three consumers as processes: what they print, keep, give back and survive."""
+"""The three consumers as processes: what they print, store, requeue and survive."""
 
 import email
 import email.policy
@@ -17,7 +17,8 @@ import pytest
 from common import events, exchange
 from tests.conftest import wait_until
 
-EMAIL, LOYALTY, ANALYTICS = "email_consumer_simple.py", "loyalty_consumer_simple.py", "analytics_consumer.py"
+EMAIL, LOYALTY = "email_consumer_simple.py", "loyalty_consumer_simple.py"
+ANALYTICS = "analytics_consumer.py"
 SCRIPTS = {"email": EMAIL, "loyalty": LOYALTY, "analytics": ANALYTICS}
 NO_BROKER = "amqp://guest:guest@127.0.0.1:1/%2F"
 
@@ -28,18 +29,20 @@ def declare(kit) -> None:
 
 
 def publish(kit, count: int, domain: str = "eco.com") -> list[events.Event]:
-    """Publish events of as many users, to all consumers."""
-    made = [events.user_created(f"Persona {number}", f"p{number}@{domain}") for number in range(count)]
+    """Publish one event each for `count` users, to all consumers."""
+    made = [events.user_created(f"Persona {number}", f"p{number}@{domain}")
+            for number in range(count)]
     with kit.channel() as channel:
         exchange.declare(channel, kit.settings)
         channel.confirm_delivery()
         for event in made:
-            channel.basic_publish("user_events", "", events.encode(event), events.properties(event, 2), mandatory=True)
+            channel.basic_publish("user_events", "", events.encode(event),
+                                  events.properties(event, 2), mandatory=True)
     return made
 
 
-def records(ended) -> list[dict]:
-    lines = ended.out if hasattr(ended, "out") else ended.stdout.splitlines()
+def records(result) -> list[dict]:
+    lines = result.out if hasattr(result, "out") else result.stdout.splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -54,35 +57,38 @@ def mails(kit) -> list:
 @pytest.mark.parametrize("name, words", [
     ("email", "email enviado a zoe@eco.com"), ("loyalty", "lealtad activada para Zoë 🎉"),
     ("analytics", "contado: UsuarioCreado, eco.com")])
-def test_each_event_is_one_line_with_time_what_was_done_id_and_attempt(kit, name, words):
+def test_each_event_prints_one_line_with_time_result_id_and_attempt(kit, name, words):
     declare(kit)
     event = kit.publish_event(events.user_created("Zoë 🎉", "zoe@eco.com"))
-    shown = kit.done(SCRIPTS[name], "--limit", "1").stdout.splitlines()
+    shown = kit.run_ok(SCRIPTS[name], "--limit", "1").stdout.splitlines()
     lines = [line for line in shown if event.id[-8:] in line]
     assert len(lines) == 1
-    assert re.fullmatch(rf"\d\d:\d\d:\d\d {re.escape(words)}.* · evento {event.id[-8:]} · intento 1", lines[0])
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d {re.escape(words)}.* · evento {event.id[-8:]}"
+                        r" · intento 1", lines[0])
     assert shown[-1] == f"{name}: hechos 1."
 
 
-def test_with_json_stdout_is_one_object_an_event_and_nothing_else(kit):
+def test_with_json_stdout_has_one_object_per_event_only(kit):
     first, second = publish(kit, 2)
-    ended = kit.done(LOYALTY, "--json", "--limit", "2")
-    found = records(ended)
-    assert [(one["event_id"], one["outcome"], one["consumer"], one["attempt"]) for one in found] == [
+    result = kit.run_ok(LOYALTY, "--json", "--limit", "2")
+    found = records(result)
+    assert [(one["event_id"], one["outcome"], one["consumer"], one["attempt"])
+            for one in found] == [
         (first.id, "done", "loyalty", 1), (second.id, "done", "loyalty", 1)]
     assert all(one["time"].endswith("Z") for one in found)
-    assert "loyalty: hechos 2" in ended.stderr
+    assert "loyalty: hechos 2" in result.stderr
 
 
-def test_escapes_in_an_events_type_never_reach_the_terminal(kit):
+def test_terminal_escapes_in_an_event_are_never_printed(kit):
     declare(kit)
-    kit.publish(b"\x1b[2J", queue="email_queue", properties=pika.BasicProperties(message_id="\x1b]0;x\x07", delivery_mode=2))
-    ended = kit.done(EMAIL, "--limit", "1")
-    assert "MalformedEvent" in ended.stdout
-    assert "\x1b" not in ended.stdout + ended.stderr and "\x07" not in ended.stdout
+    kit.publish(b"\x1b[2J", queue="email_queue",
+                properties=pika.BasicProperties(message_id="\x1b]0;x\x07", delivery_mode=2))
+    result = kit.run_ok(EMAIL, "--limit", "1")
+    assert "MalformedEvent" in result.stdout
+    assert "\x1b" not in result.stdout + result.stderr and "\x07" not in result.stdout
 
 
-def test_analytics_shows_a_live_summary_that_grows(kit):
+def test_analytics_prints_a_live_summary(kit):
     running = kit.start_consumer("analytics")
     publish(kit, 3)
     running.wait_for("resumen: eventos 3 · eco.com 3")
@@ -91,29 +97,30 @@ def test_analytics_shows_a_live_summary_that_grows(kit):
     assert running.interrupt() == 0
 
 
-# ---------------------------------------------------------------- how far they go
+# ---------------------------------------------------------------- limits
 
 
-def test_a_limit_leaves_exactly_the_rest_in_the_queue(kit):
+def test_a_limit_leaves_the_rest_in_the_queue(kit):
     publish(kit, 10)
-    kit.done(LOYALTY, "--limit", "4")
+    kit.run_ok(LOYALTY, "--limit", "4")
     kit.wait_for_depth("loyalty_queue", 6)
     assert kit.report(LOYALTY) == {"accounts": 4, "points": 400}
-    kit.done(LOYALTY, "--limit", "6")
+    kit.run_ok(LOYALTY, "--limit", "6")
     assert kit.depth("loyalty_queue") == 0
     assert kit.report(LOYALTY) == {"accounts": 10, "points": 1000}
 
 
-def test_an_idle_timeout_ends_a_consumer_that_has_nothing_left_to_do(kit):
+def test_an_idle_timeout_stops_a_consumer_without_work(kit):
     publish(kit, 3)
     started_at = time.monotonic()
-    kit.done(LOYALTY, "--idle-timeout", "1")
+    kit.run_ok(LOYALTY, "--idle-timeout", "1")
     assert time.monotonic() - started_at > 1
     assert kit.report(LOYALTY)["accounts"] == 3
 
 
-def test_prefetch_bounds_what_a_consumer_holds(kit):
-    kit.done("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow", "--seconds", "30")
+def test_prefetch_limits_the_unacked_messages(kit):
+    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
+               "--seconds", "30")
     publish(kit, 9)
     running = kit.start_consumer("email", "--prefetch", "3")
     kit.wait_for_depth("email_queue", 7)
@@ -121,23 +128,23 @@ def test_prefetch_bounds_what_a_consumer_holds(kit):
     kit.wait_for_depth("email_queue", 10)
 
 
-# ---------------------------------------------------------------- what they keep
+# ---------------------------------------------------------------- what they store
 
 
-def test_a_report_is_counted_from_disk_without_a_broker(kit):
+def test_a_report_is_read_from_disk_without_a_broker(kit):
     publish(kit, 3)
     publish(kit, 1, "Mar.ORG")
     for script in SCRIPTS.values():
-        kit.done(script, "--limit", "4")
+        kit.run_ok(script, "--limit", "4")
     kit = kit.using(url=NO_BROKER)
     day = events.now()[:10]
     assert kit.report(EMAIL) == {"emails": 4}
     assert kit.report(LOYALTY) == {"accounts": 4, "points": 400}
-    assert kit.report(ANALYTICS) == {"events": 4, "by_type": {"UsuarioCreado": 4}, "by_day": {day: 4},
-                                     "by_domain": {"eco.com": 3, "mar.org": 1}}
-    assert kit.done(EMAIL, "--report").stdout == "correos enviados: 4\n"
-    assert kit.done(LOYALTY, "--report").stdout == "cuentas: 4, puntos: 400\n"
-    table = kit.done(ANALYTICS, "--report").stdout
+    assert kit.report(ANALYTICS) == {"events": 4, "by_type": {"UsuarioCreado": 4},
+                                     "by_day": {day: 4}, "by_domain": {"eco.com": 3, "mar.org": 1}}
+    assert kit.run_ok(EMAIL, "--report").stdout == "correos enviados: 4\n"
+    assert kit.run_ok(LOYALTY, "--report").stdout == "cuentas: 4, puntos: 400\n"
+    table = kit.run_ok(ANALYTICS, "--report").stdout
     assert re.search(r"eco\.com +3  (█+)\n +mar\.org +1  (█+)", table)
     bars = re.findall(r"(?:eco\.com|mar\.org).*?(█+)", table)
     assert len(bars[0]) == 3 * len(bars[1])
@@ -148,13 +155,13 @@ def test_a_report_before_the_first_event_is_all_zeros(kit):
     assert kit.report(EMAIL) == {"emails": 0}
     assert kit.report(LOYALTY) == {"accounts": 0, "points": 0}
     assert kit.report(ANALYTICS) == {"events": 0, "by_type": {}, "by_day": {}, "by_domain": {}}
-    assert kit.done(ANALYTICS, "--report").stdout.startswith("eventos contados: 0\n")
+    assert kit.run_ok(ANALYTICS, "--report").stdout.startswith("eventos contados: 0\n")
 
 
-def test_the_e_mail_is_a_real_message_that_any_mail_program_reads(kit):
+def test_the_email_is_a_valid_internet_message(kit):
     declare(kit)
     event = kit.publish_event(events.user_created("José Ñandú, \"el\" 🎉", "jose+x@eco.com"))
-    kit.done(EMAIL, "--limit", "1")
+    kit.run_ok(EMAIL, "--limit", "1")
     [mail] = mails(kit)
     raw = next((kit.state / "outbox" / "new").iterdir()).read_bytes()
     assert mail["To"].addresses[0].display_name == "José Ñandú, \"el\" 🎉"
@@ -168,13 +175,13 @@ def test_the_e_mail_is_a_real_message_that_any_mail_program_reads(kit):
     assert not list((kit.state / "outbox" / "tmp").iterdir())
 
 
-# ---------------------------------------------------------------- once
+# ---------------------------------------------------------------- once only
 
 
-def test_an_event_that_comes_twice_has_one_effect(kit):
-    kit.done("simulate_fail_publisher.py", "--mode", "duplicate", "--count", "2")
+def test_an_event_delivered_twice_has_one_effect(kit):
+    kit.run_ok("simulate_fail_publisher.py", "--mode", "duplicate", "--count", "2")
     for script in SCRIPTS.values():
-        outcomes = [one["outcome"] for one in records(kit.done(script, "--json", "--limit", "4"))]
+        outcomes = [one["outcome"] for one in records(kit.run_ok(script, "--json", "--limit", "4"))]
         assert Counter(outcomes) == {"done": 2, "duplicate": 2}
     assert kit.report(EMAIL) == {"emails": 2}
     assert kit.report(LOYALTY) == {"accounts": 2, "points": 200}
@@ -186,14 +193,14 @@ def test_an_event_of_an_unknown_type_is_acked_and_skipped(kit):
     order = events.Event(events.user_created("A", "a@eco.com").id, "PedidoCreado", events.now())
     kit.publish_event(order)
     for name, script in SCRIPTS.items():
-        [one] = records(kit.done(script, "--json", "--limit", "1"))
+        [one] = records(kit.run_ok(script, "--json", "--limit", "1"))
         assert (one["outcome"], one["event_id"]) == ("skipped", order.id)
         assert kit.depth(f"{name}_queue") == 0
     assert kit.depth("dead_letter_queue") == 0
     assert kit.report(LOYALTY) == {"accounts": 0, "points": 0}
 
 
-def test_several_processes_of_one_consumer_share_the_work_and_do_nothing_twice(kit):
+def test_several_processes_share_a_queue_without_duplicate_effects(kit):
     workers = [kit.start(LOYALTY, "--json", "--prefetch", "10") for _ in range(3)]
     wait_until(lambda: kit.consumers("loyalty_queue") == 3, "three consumers")
     made = publish(kit, 300)
@@ -202,31 +209,34 @@ def test_several_processes_of_one_consumer_share_the_work_and_do_nothing_twice(k
         assert worker.interrupt() == 0
     shares = [records(worker) for worker in workers]
     assert all(shares)
-    assert Counter(one["event_id"] for share in shares for one in share) == {event.id: 1 for event in made}
-    assert {one["outcome"] for share in shares for one in share} == {"done"}
+    handled = [one for share in shares for one in share]
+    assert Counter(one["event_id"] for one in handled) == {event.id: 1 for event in made}
+    assert {one["outcome"] for one in handled} == {"done"}
     assert kit.report(LOYALTY) == {"accounts": 300, "points": 30_000}
     assert kit.depth("loyalty_queue") == 0
 
 
-def test_a_consumer_forgets_what_it_did_long_ago_while_it_waits(kit):
+def test_an_idle_consumer_deletes_old_ledger_rows(kit):
     publish(kit, 1)
-    kit.done(SCRIPTS["loyalty"], "--limit", "1")
+    kit.run_ok(SCRIPTS["loyalty"], "--limit", "1")
     with closing(sqlite3.connect(kit.state / "loyalty.db")) as ledger:
         ledger.execute("UPDATE done SET done_at = 0")
         ledger.commit()
         kit.start_consumer("loyalty")
-        wait_until(lambda: not ledger.execute("SELECT count(*) FROM done").fetchone()[0], "the old row to leave")
+        wait_until(lambda: not ledger.execute("SELECT count(*) FROM done").fetchone()[0],
+                   "the old row to be deleted")
         assert ledger.execute("SELECT count(*) FROM accounts").fetchone()[0] == 1
 
 
-def test_a_consumer_killed_in_the_middle_loses_nothing_and_does_nothing_twice(kit):
-    kit.done("events_publisher_levels.py", "--level", "3", "--nombre", "Ana", "--email", "ana@eco.com", "--count", "1500")
+def test_a_killed_consumer_loses_nothing_and_repeats_no_effect(kit):
+    kit.run_ok("events_publisher_levels.py", "--level", "3", "--nombre", "Ana",
+               "--email", "ana@eco.com", "--count", "1500")
     for _ in range(2):
         running = kit.start(LOYALTY, "--json", "--prefetch", "3")
-        wait_until(lambda: len(running.out) > 20, "it to be busy", running.text)
+        wait_until(lambda: len(running.out) > 20, "some events", running.text)
         running.kill()
     assert kit.report(LOYALTY)["accounts"] < 1500  # it was killed in the middle
-    kit.done(LOYALTY, "--idle-timeout", "2")
+    kit.run_ok(LOYALTY, "--idle-timeout", "2")
     assert kit.report(LOYALTY) == {"accounts": 1500, "points": 150_000}
     assert kit.depth("loyalty_queue") == kit.depth("dead_letter_queue") == 0
 
@@ -234,13 +244,14 @@ def test_a_consumer_killed_in_the_middle_loses_nothing_and_does_nothing_twice(ki
 # ---------------------------------------------------------------- stopping
 
 
-@pytest.mark.parametrize("polite", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_finishes_the_event_at_hand_and_gives_the_others_back(kit, polite):
-    kit.done("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow", "--seconds", "2")
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_shutdown_finishes_the_current_event_and_requeues_the_others(kit, signal_number):
+    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
+               "--seconds", "2")
     publish(kit, 8)
     running = kit.start("email_consumer_simple.py")
-    kit.wait_for_depth("email_queue", 0)  # all nine are on its side, the slow one at hand
-    running.process.send_signal(polite)
+    kit.wait_for_depth("email_queue", 0)  # it holds all nine and handles the slow one
+    running.process.send_signal(signal_number)
     assert running.end() == 0
     assert running.out[-1] == "email: hechos 1."
     kit.wait_for_depth("email_queue", 8)
@@ -249,42 +260,43 @@ def test_a_stop_finishes_the_event_at_hand_and_gives_the_others_back(kit, polite
 
 def test_an_idle_consumer_stops_within_two_seconds(kit):
     running = kit.start_consumer("loyalty")
-    asked_at = time.monotonic()
+    signalled_at = time.monotonic()
     assert running.interrupt() == 0
-    assert time.monotonic() - asked_at < 2
+    assert time.monotonic() - signalled_at < 2
     assert running.out[-1] == "loyalty: hechos 0."
 
 
-def test_a_second_ctrl_c_ends_at_once_and_the_event_stays_in_the_queue(kit):
-    kit.done("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow", "--seconds", "60")
+def test_a_second_ctrl_c_exits_at_once_and_the_event_stays_in_the_queue(kit):
+    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
+               "--seconds", "60")
     running = kit.start("email_consumer_simple.py")
     kit.wait_for_depth("email_queue", 0)
     wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer")
     running.process.send_signal(signal.SIGINT)
-    wait_until(lambda: _handled_interrupts(running), "the first Ctrl-C to be heard")
-    asked_at = time.monotonic()
+    wait_until(lambda: _handled_interrupts(running), "the first Ctrl-C to be handled")
+    signalled_at = time.monotonic()
     running.process.send_signal(signal.SIGINT)
     assert running.end() == 130
-    assert time.monotonic() - asked_at < 2
+    assert time.monotonic() - signalled_at < 2
     kit.wait_for_depth("email_queue", 1)
 
 
 def _handled_interrupts(running) -> bool:
-    """No pending SIGINT: Linux tells; elsewhere a moment must do."""
+    """Whether no SIGINT is pending. Only Linux tells; elsewhere wait for a moment."""
     status = f"/proc/{running.process.pid}/status"
     if not os.path.exists(status):
         time.sleep(0.5)
         return True
     with open(status, encoding="utf-8") as file:
         pending = re.findall(r"(?:SigPnd|ShdPnd):\t([0-9a-f]+)", file.read())
-    time.sleep(0.2)  # Python's own handler runs between two bytecodes
+    time.sleep(0.2)  # Python runs its handler between two bytecodes
     return not any(int(mask, 16) & 1 << signal.SIGINT - 1 for mask in pending)
 
 
-# ---------------------------------------------------------------- a broker that is away
+# ---------------------------------------------------------------- a missing broker
 
 
-def test_a_consumer_waits_for_a_broker_that_is_not_up_yet_and_survives_its_death(own_kit):
+def test_a_consumer_waits_for_a_broker_and_reconnects_after_a_crash(own_kit):
     own_kit.node.kill()
     running = own_kit.start(LOYALTY)
     running.wait_for("Sin conexión con el broker")
@@ -302,14 +314,14 @@ def test_a_consumer_waits_for_a_broker_that_is_not_up_yet_and_survives_its_death
     assert own_kit.report(LOYALTY) == {"accounts": 2, "points": 200}
 
 
-def test_a_consumer_without_a_broker_still_stops_politely(kit):
+def test_a_consumer_without_a_broker_shuts_down_cleanly(kit):
     running = kit.using(url=NO_BROKER).start(LOYALTY)
     running.wait_for("Sin conexión con el broker")
     assert running.interrupt() == 0
     running.kill()
 
 
-def test_a_queue_deleted_under_a_consumer_is_declared_again(kit):
+def test_a_deleted_queue_is_declared_again_by_its_consumer(kit):
     running = kit.start_consumer("loyalty")
     with kit.channel() as channel:
         channel.queue_delete("loyalty_queue")
@@ -323,7 +335,7 @@ def test_a_queue_deleted_under_a_consumer_is_declared_again(kit):
 # ---------------------------------------------------------------- ephemeral
 
 
-def test_an_ephemeral_consumer_misses_what_came_before_it_and_while_it_was_away(kit):
+def test_an_ephemeral_consumer_misses_events_published_while_it_is_stopped(kit):
     publish(kit, 1)
     first = kit.start(LOYALTY, "--ephemeral", "--json")
     first.wait_for("cola efímera")
@@ -340,7 +352,7 @@ def test_an_ephemeral_consumer_misses_what_came_before_it_and_while_it_was_away(
 
 
 def _published_until_seen(kit, running) -> set[str]:
-    """An ephemeral queue has no name to wait for: publish until one event comes through."""
+    """Publish until one event arrives: an ephemeral queue has no name to wait for."""
     published = []
 
     def arrives() -> bool:
@@ -349,46 +361,49 @@ def _published_until_seen(kit, running) -> set[str]:
 
     wait_until(arrives, "an event in the ephemeral queue", running.text)
     first = json.loads(running.out[0])["event_id"]
-    heard = published[published.index(first):]
-    wait_until(lambda: len(running.out) == len(heard), "the rest of them", running.text)
-    return set(heard)
+    received = published[published.index(first):]
+    wait_until(lambda: len(running.out) == len(received), "the other events", running.text)
+    return set(received)
 
 
-def test_a_failure_in_an_ephemeral_consumer_waits_and_comes_back_to_it(kit):
+def test_a_failure_in_an_ephemeral_consumer_is_retried(kit):
     running = kit.start(LOYALTY, "--ephemeral", "--json")
     running.wait_for("cola efímera")
     _published_until_seen(kit, running)
     already = len(running.out)
-    kit.done("simulate_fail_publisher.py", "--consumer", "loyalty", "--mode", "flaky", "--times", "2")
-    wait_until(lambda: len(running.out) == already + 3, "three tries", running.text)
+    kit.run_ok("simulate_fail_publisher.py", "--consumer", "loyalty", "--mode", "flaky",
+               "--times", "2")
+    wait_until(lambda: len(running.out) == already + 3, "three attempts", running.text)
     assert [(one["outcome"], one["attempt"]) for one in records(running)[already:]] == [
         ("retry", 1), ("retry", 2), ("done", 3)]
-    kit.done("simulate_fail_publisher.py", "--consumer", "loyalty")
+    kit.run_ok("simulate_fail_publisher.py", "--consumer", "loyalty")
     kit.wait_for_depth("dead_letter_queue", 1)
     [(properties, _)] = kit.messages("dead_letter_queue")
     assert properties.headers["x-attempt"] == 4
-    assert properties.headers["x-source-queue"] == "loyalty_queue"  # a replay reaches the durable consumer
+    # A replay goes to the durable consumer.
+    assert properties.headers["x-source-queue"] == "loyalty_queue"
     assert running.interrupt() == 0
 
 
 # ---------------------------------------------------------------- crash loop
 
 
-def test_an_event_that_kills_the_process_again_and_again_becomes_a_dead_letter_and_its_neighbours_are_done_once(kit):
+def test_an_event_that_crashes_its_consumer_repeatedly_becomes_a_dead_letter(kit):
     before = publish(kit, 3)
-    kit.done("simulate_fail_publisher.py", "--mode", "crash", "--consumer", "loyalty")
+    kit.run_ok("simulate_fail_publisher.py", "--mode", "crash", "--consumer", "loyalty")
     after = publish(kit, 3)
-    deaths, lines = 0, []
+    crashes, lines = 0, []
     while True:
-        ended = kit.run(LOYALTY, "--json", "--idle-timeout", "1")
-        lines += records(ended)
-        if ended.returncode != 70:
+        result = kit.run(LOYALTY, "--json", "--idle-timeout", "1")
+        lines += records(result)
+        if result.returncode != 70:
             break
-        deaths += 1
-        assert kit.report(LOYALTY)["accounts"] >= len(before)  # what came before it was safe on disk
-        assert deaths < 15, "it is never given up"
-    assert ended.returncode == 0
-    assert deaths == 6  # the first delivery, and five starts that are on record
+        crashes += 1
+        # The effects of the earlier events are on disk.
+        assert kit.report(LOYALTY)["accounts"] >= len(before)
+        assert crashes < 15, "the event is never dead-lettered"
+    assert result.returncode == 0
+    assert crashes == 6  # the first delivery and five recorded starts
     assert Counter(one["event_id"] for one in lines if one["outcome"] == "done") == {
         event.id: 1 for event in before + after}
     [(properties, body)] = kit.messages("dead_letter_queue")
@@ -398,11 +413,11 @@ def test_an_event_that_kills_the_process_again_and_again_becomes_a_dead_letter_a
     assert kit.depth("loyalty_queue") == 0
 
 
-def test_an_event_that_came_back_eight_times_unstarted_is_not_taken_for_a_crash(kit):
+def test_eight_redeliveries_without_a_start_are_not_a_crash_loop(kit):
     publish(kit, 1)
-    for _ in range(8):  # eight consumers that vanished with it
+    for _ in range(8):  # eight consumers that vanish with the event
         with kit.channel() as channel:
             wait_until(lambda: channel.basic_get("loyalty_queue")[0], "the event")
-    [one] = records(kit.done(LOYALTY, "--json", "--limit", "1"))
+    [one] = records(kit.run_ok(LOYALTY, "--json", "--limit", "1"))
     assert one["outcome"] == "done"
     assert kit.report(LOYALTY)["accounts"] == 1

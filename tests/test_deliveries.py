@@ -1,4 +1,4 @@
-"""The consumer's book-keeping of its deliveries, without a broker."""
+"""How the consumer tracks its deliveries, without a broker."""
 
 import signal
 import time
@@ -19,25 +19,26 @@ def deliveries(monkeypatch):
     own._ioloop.close()
 
 
-def test_a_copy_that_no_queue_took_is_sent_again_but_not_when_its_original_comes_again(deliveries, monkeypatch):
+def test_a_returned_copy_is_sent_again_unless_its_original_is_redelivered(deliveries, monkeypatch):
     sent = []
     monkeypatch.setattr(deliveries._publisher, "send", lambda message, _: sent.append(message))
     original = Delivery(deliveries._generation, 1, False, pika.BasicProperties(), b"")
     copy = Message("", "email_queue.retry.5s", b"", pika.BasicProperties())
     deliveries._copied(original, copy, RETURNED)
     assert sent == [copy]
-    deliveries._lost()  # the connection: the broker will deliver the original again
+    deliveries._lost()  # the broker delivers the original again
     deliveries._copied(original, copy, RETURNED)
     assert sent == [copy]
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no timer that sends a signal")
-def test_waiting_for_deliveries_ends_in_time_though_a_signal_was_handled_until_after_it(deliveries):
-    heard = []
+@pytest.mark.skipif(not hasattr(signal, "setitimer"),
+                    reason="Windows has no timer that sends a signal")
+def test_take_returns_in_time_when_a_signal_handler_overruns_the_timeout(deliveries):
+    calls = []
 
     def slow(*_):
-        heard.append(time.sleep(0.3))
-        assert len(heard) == 1, "it still waits"
+        calls.append(time.sleep(0.3))
+        assert len(calls) == 1, "take() did not return"
 
     before = signal.signal(signal.SIGALRM, slow)
     signal.setitimer(signal.ITIMER_REAL, 0.1, 3)
@@ -46,4 +47,4 @@ def test_waiting_for_deliveries_ends_in_time_though_a_signal_was_handled_until_a
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert heard == [None]
+    assert calls == [None]

@@ -1,10 +1,11 @@
-"""The two demos of the class, word for word."""
+"""The two demos of the class."""
 
 
-def test_both_consumers_print_their_line_for_an_event_of_level_1(kit):
+def test_both_consumers_print_their_line_for_a_level_1_event(kit):
     email = kit.start_consumer("email")
     loyalty = kit.start_consumer("loyalty")
-    sent = kit.done("events_publisher_levels.py", "--level", "1", "--nombre", "Juan", "--email", "juan@eco.com")
+    sent = kit.run_ok("events_publisher_levels.py", "--level", "1", "--nombre", "Juan",
+                      "--email", "juan@eco.com")
     assert "enviado, sin confirmación" in sent.stdout
     email.wait_for("email enviado a juan@eco.com")
     loyalty.wait_for("lealtad activada para Juan")
@@ -12,12 +13,12 @@ def test_both_consumers_print_their_line_for_an_event_of_level_1(kit):
     assert kit.report("loyalty_consumer_simple.py") == {"accounts": 1, "points": 100}
 
 
-def test_three_failing_events_end_as_nine_dead_letters_that_are_shown(kit):
-    kit.done("setup_queues.py")
+def test_three_failing_events_become_nine_dead_letters(kit):
+    kit.run_ok("setup_queues.py")
     dead = kit.start("dead_letter_consumer.py")
     for name in ("email", "loyalty", "analytics"):
         kit.start_consumer(name)
-    kit.done("simulate_fail_publisher.py", "--count", "3")
+    kit.run_ok("simulate_fail_publisher.py", "--count", "3")
     dead.wait_for("carta 9 · ")
     assert len(dead.wait_for("→ dead_letter_queue", count=9)) == 9
     kit.wait_for_depth("dead_letter_queue", 9)

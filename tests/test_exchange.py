@@ -1,4 +1,4 @@
-"""Names and arguments of the topology: no broker needed (test_setup_queues.py asks a real one)."""
+"""Names and arguments of the topology, without a broker. test_setup_queues.py uses a real one."""
 
 import pytest
 
@@ -6,65 +6,69 @@ from common import config, exchange
 
 
 def settings(**flags):
-    return config.load({"RABBITMQ_URL": "amqp://h", "STATE_DIR": "x", "RETRY_DELAYS": "5,30,120", "QUEUE_TYPE": "quorum"}
-                       | flags)
+    return config.load({"RABBITMQ_URL": "amqp://h", "STATE_DIR": "x", "RETRY_DELAYS": "5,30,120",
+                        "QUEUE_TYPE": "quorum"} | flags)
 
 
 @pytest.mark.parametrize("delay, name", [
     (5, "email_queue.retry.5s"), (5.0, "email_queue.retry.5s"), (120, "email_queue.retry.120s"),
-    (0.5, "email_queue.retry.500ms"), (1.5, "email_queue.retry.1500ms"), (0.001, "email_queue.retry.1ms"),
-    (0.3, "email_queue.retry.300ms"), (86400, "email_queue.retry.86400s")])
+    (0.5, "email_queue.retry.500ms"), (1.5, "email_queue.retry.1500ms"),
+    (0.001, "email_queue.retry.1ms"), (0.3, "email_queue.retry.300ms"),
+    (86400, "email_queue.retry.86400s")])
 def test_a_retry_queue_is_named_after_its_queue_and_delay(delay, name):
     assert exchange.retry_queue("email_queue", delay) == name
 
 
-def test_the_name_of_a_retry_queue_and_its_delay_always_agree():
-    """Else two settings would declare one name with two TTLs."""
+def test_the_name_of_a_retry_queue_matches_its_ttl():
+    """Otherwise two settings could declare one name with two TTLs."""
     for thousandths in (1, 2, 999, 1000, 1001, 2500, 29_999, 86_400_000):
         delay = thousandths / 1000
         digits = exchange.retry_queue("q", delay).removeprefix("q.retry.")
-        told = int(digits[:-2]) if digits.endswith("ms") else int(digits[:-1]) * 1000
-        assert told == exchange.retry_arguments("q", delay)["x-message-ttl"] == thousandths
+        ttl_ms = int(digits[:-2]) if digits.endswith("ms") else int(digits[:-1]) * 1000
+        assert ttl_ms == exchange.retry_arguments("q", delay)["x-message-ttl"] == thousandths
 
 
-def test_the_whole_topology_is_three_queues_their_retries_and_the_dead_letters():
+def test_the_topology_is_three_queues_their_retries_and_the_dead_letter_queue():
     names = [queue.name for queue in exchange.topology(settings())]
-    assert sorted(names) == sorted(
-        ["dead_letter_queue"] + [name for queue in ("email_queue", "loyalty_queue", "analytics_queue")
-                                 for name in (queue, f"{queue}.retry.5s", f"{queue}.retry.30s", f"{queue}.retry.120s")])
-    assert [queue.name for queue in exchange.topology(settings()) if queue.bound] == [
-        "email_queue", "loyalty_queue", "analytics_queue"]
+    main = ["email_queue", "loyalty_queue", "analytics_queue"]
+    assert sorted(names) == sorted(["dead_letter_queue"] + [
+        name for queue in main
+        for name in (queue, f"{queue}.retry.5s", f"{queue}.retry.30s", f"{queue}.retry.120s")])
+    assert [queue.name for queue in exchange.topology(settings()) if queue.bound] == main
 
 
-def test_a_consumer_needs_its_own_queues_and_the_dead_letters_only():
+def test_a_consumer_declares_its_own_queues_and_the_dead_letter_queue():
     assert {queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1"), "loyalty")} == {
         "loyalty_queue", "loyalty_queue.retry.1s", "dead_letter_queue"}
 
 
-def test_a_delay_given_twice_is_one_queue():
+def test_a_repeated_delay_declares_one_queue():
     names = [queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1,1.0,2"), "email")]
     assert names.count("email_queue.retry.1s") == 1 and len(names) == 4
 
 
-DEAD = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead_letter_queue"}
-BACK = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "email_queue", "x-message-ttl": 5000}
-SAFE = {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced"}
+TO_DEAD_LETTERS = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead_letter_queue"}
+TO_MAIN_QUEUE = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "email_queue",
+                 "x-message-ttl": 5000}
+QUORUM = {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced"}
 AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
 
 
 @pytest.mark.parametrize("queue_type, name, arguments", [
-    ("quorum", "email_queue", SAFE | DEAD | AT_LEAST_ONCE | {"x-delivery-limit": 100}),
-    ("quorum", "email_queue.retry.5s", SAFE | BACK | AT_LEAST_ONCE),
-    ("quorum", "dead_letter_queue", SAFE | {"x-delivery-limit": 1_000_000}),
-    ("classic", "email_queue", {"x-queue-type": "classic"} | DEAD),
-    ("classic", "email_queue.retry.5s", {"x-queue-type": "classic"} | BACK),
+    ("quorum", "email_queue", QUORUM | TO_DEAD_LETTERS | AT_LEAST_ONCE | {"x-delivery-limit": 100}),
+    ("quorum", "email_queue.retry.5s", QUORUM | TO_MAIN_QUEUE | AT_LEAST_ONCE),
+    ("quorum", "dead_letter_queue", QUORUM | {"x-delivery-limit": 1_000_000}),
+    ("classic", "email_queue", {"x-queue-type": "classic"} | TO_DEAD_LETTERS),
+    ("classic", "email_queue.retry.5s", {"x-queue-type": "classic"} | TO_MAIN_QUEUE),
     ("classic", "dead_letter_queue", {"x-queue-type": "classic"})])
-def test_each_queue_has_the_arguments_of_the_design(queue_type, name, arguments):
-    found = {queue.name: queue.arguments for queue in exchange.topology(settings(QUEUE_TYPE=queue_type))}
+def test_each_queue_has_the_documented_arguments(queue_type, name, arguments):
+    topology = exchange.topology(settings(QUEUE_TYPE=queue_type))
+    found = {queue.name: queue.arguments for queue in topology}
     assert found[name] == arguments
 
 
-REFUSAL = ("PRECONDITION_FAILED - inequivalent arg '{}' for {} '{}' in vhost 'v': received {} but current is {}")
+REFUSAL = ("PRECONDITION_FAILED - inequivalent arg '{}' for {} '{}' in vhost 'v':"
+           " received {} but current is {}")
 
 
 @pytest.mark.parametrize("kind, argument, name, wanted, current, sentence", [
@@ -77,11 +81,13 @@ REFUSAL = ("PRECONDITION_FAILED - inequivalent arg '{}' for {} '{}' in vhost 'v'
      "email_queue ya existe sin x-delivery-limit, y estos ajustes piden '100'"),
     ("exchange", "type", "user_events", "'fanout'", "'topic'",
      "user_events ya existe con type = 'topic', y estos ajustes piden 'fanout'")])
-def test_a_refused_declaration_names_queue_argument_and_remedy(kind, argument, name, wanted, current, sentence):
+def test_a_refused_declaration_names_queue_argument_and_remedy(
+        kind, argument, name, wanted, current, sentence):
     error = exchange.explain_refusal(REFUSAL.format(argument, kind, name, wanted, current))
     assert sentence in str(error) and "setup_queues.py --reset" in str(error)
     assert error.exit_code == 78
 
 
-def test_a_refusal_in_other_words_is_passed_on():
-    assert "invalid property 'x-max-priority'" in str(exchange.explain_refusal("PRECONDITION_FAILED - invalid property 'x-max-priority'"))
+def test_an_unknown_refusal_is_passed_on():
+    error = exchange.explain_refusal("PRECONDITION_FAILED - invalid property 'x-max-priority'")
+    assert "invalid property 'x-max-priority'" in str(error)

@@ -1,4 +1,4 @@
-"""setup_queues.py --watch: the flow as it is, on a terminal and elsewhere."""
+"""setup_queues.py --watch: the live view, with and without a terminal."""
 
 import json
 import os
@@ -10,9 +10,10 @@ import sys
 
 import pytest
 
-from common import exchange, flow
+from common import exchange
 from common.config import load
-from common.status import Found
+from common.views import flow
+from common.views.status import Found
 from tests.conftest import ROOT, wait_until
 
 SETUP = "setup_queues.py"
@@ -23,70 +24,75 @@ def found(depths: dict[str, int]) -> list[Found]:
     return [Found(queue, depths.get(queue.name, 0), 0) for queue in (*rest, first)]
 
 
-# ---------------------------------------------------------------- when a retry comes back
+# ---------------------------------------------------------------- the time to the next return
 
 
-def test_a_retry_that_was_seen_to_come_is_told_when_it_comes_back():
+def test_the_next_return_is_one_delay_after_a_retry_was_seen():
     waiting = flow.Waiting(30)
-    assert [waiting.next_return_s(*look) for look in ((0, 0), (1, 10), (1, 15), (3, 20), (3, 39))] == [None, 30, 25, 20, 1]
+    looks = (0, 0), (1, 10), (1, 15), (3, 20), (3, 39)
+    assert [waiting.next_return_s(*look) for look in looks] == [None, 30, 25, 20, 1]
     assert waiting.next_return_s(2, 40) == 10  # the first is back; the next two were seen at 20
-    assert waiting.next_return_s(0, 49.5) is None  # they left a little before their time was seen to be over
+    assert waiting.next_return_s(0, 49.5) is None  # they left before their delay was over
 
 
-def test_of_what_was_there_before_the_first_look_no_time_is_claimed():
+def test_messages_from_before_the_first_look_have_no_return_time():
     waiting = flow.Waiting(30)
-    assert [waiting.next_return_s(*look) for look in ((5, 0), (7, 10), (4, 20))] == [None, None, None]
-    assert waiting.next_return_s(2, 25) == 15  # the five have left, and the two of second 10 are next
+    looks = (5, 0), (7, 10), (4, 20)
+    assert [waiting.next_return_s(*look) for look in looks] == [None, None, None]
+    assert waiting.next_return_s(2, 25) == 15  # the two of second 10 are next
 
 
-def test_what_was_there_before_the_first_look_is_gone_after_one_delay():
+def test_messages_from_before_the_first_look_are_gone_after_one_delay():
     waiting = flow.Waiting(5)
-    returns = [waiting.next_return_s(5, second) for second in range(9)]  # always five: as many come as go
+    # The depth stays five: as many messages arrive as leave.
+    returns = [waiting.next_return_s(5, second) for second in range(9)]
     assert returns[:5] == [None] * 5 and None not in returns[5:]
 
 
-def test_a_depth_that_stays_because_as_many_come_as_go_starts_again():
+def test_a_constant_depth_starts_a_new_delay():
     waiting = flow.Waiting(5)
     waiting.next_return_s(0, 0)
     waiting.next_return_s(2, 1)
     assert waiting.next_return_s(2, 6) == 5
 
 
-# ---------------------------------------------------------------- the picture
+# ---------------------------------------------------------------- drawing
 
 
 @pytest.mark.parametrize("columns", [80, 120, 40])
 @pytest.mark.parametrize("depth", [0, 7, 10**9])
-def test_no_line_of_the_picture_is_wider_than_the_terminal(columns, depth):
-    states = found({name: depth for name in ("email_queue", "analytics_queue.retry.120s", "dead_letter_queue")})
+def test_no_line_is_wider_than_the_terminal(columns, depth):
+    deep = "email_queue", "analytics_queue.retry.120s", "dead_letter_queue"
+    states = found(dict.fromkeys(deep, depth))
     lines = flow.picture(states, {state.queue.name: 119.2 for state in states}, columns)
     assert max(map(len, lines)) <= columns and len(lines) == 14
-    assert all(name in line for name, line in zip(("email_queue", "retry.5s", "retry.30s", "retry.120s", "loyalty_queue"),
-                                                  lines[1:]))
+    names = "email_queue", "retry.5s", "retry.30s", "retry.120s", "loyalty_queue"
+    assert all(name in line for name, line in zip(names, lines[1:]))
 
 
-def test_a_bar_is_a_block_a_message_until_one_queue_has_more():
+def test_a_bar_has_one_block_per_message_until_it_has_to_scale():
     few, many = (flow.picture(found({"email_queue": 3, "dead_letter_queue": most}), dict.fromkeys(
         (state.queue.name for state in found({})), None), 80) for most in (12, 2400))
     assert [line.count("█") for line in (few[1], few[-1], many[1], many[-1])] == [3, 12, 1, 24]
 
 
-def test_on_a_low_terminal_the_retries_give_way_and_the_dead_letters_stay(monkeypatch, capsys):
+def test_a_low_terminal_hides_the_retries_and_keeps_the_dead_letters(monkeypatch, capsys):
     monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((80, 10)))
     view = flow.Flow(load())
     view._redraws = True
     view._show(found({"email_queue": 3, "dead_letter_queue": 9}))
     frame = capsys.readouterr().out
-    assert frame.count("\n") < 10 and "email_queue" in frame and "dead_letter_queue" in frame and "retry" not in frame
+    assert frame.count("\n") < 10
+    assert "email_queue" in frame and "dead_letter_queue" in frame and "retry" not in frame
 
 
 # ---------------------------------------------------------------- the script
 
 
-def test_elsewhere_than_on_a_terminal_each_change_is_a_line(kit):
+def test_without_a_terminal_each_change_is_one_line(kit):
     running = kit.start(SETUP, "--watch")
     running.wait_for("no hay colas")
-    kit.done(SETUP)
+    kit.run_ok(SETUP)
     running.wait_for("todo vacío")
     kit.publish_event(queue="loyalty_queue")
     running.wait_for("loyalty_queue 1")
@@ -97,16 +103,18 @@ def test_elsewhere_than_on_a_terminal_each_change_is_a_line(kit):
     assert "\x1b" not in running.text()
 
 
-def test_with_json_each_look_is_an_object_with_the_time_to_the_next_return(kit):
+def test_with_json_each_look_has_the_time_to_the_next_return(kit):
     kit = kit.using(delays="300")
     consumer = kit.start_consumer("email")
     running = kit.start(SETUP, "--watch", "--json")
     wait_until(lambda: running.out, "the first look", running.text)
-    assert json.loads(running.out[0])["queues"][-2]["ready"] is None  # analytics' retry queue: nobody declared it yet
-    kit.done("simulate_fail_publisher.py", "--consumer", "email")
+    # The retry queue of analytics is not declared yet.
+    assert json.loads(running.out[0])["queues"][-2]["ready"] is None
+    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email")
 
     def last(name):
-        return next(queue for queue in json.loads(running.out[-1])["queues"] if queue["name"] == name)
+        return next(queue for queue in json.loads(running.out[-1])["queues"]
+                    if queue["name"] == name)
 
     wait_until(lambda: last("email_queue.retry.300s")["ready"] == 1, "the retry", running.text)
     assert 290 < last("email_queue.retry.300s")["next_return_s"] <= 300
@@ -114,8 +122,8 @@ def test_with_json_each_look_is_an_object_with_the_time_to_the_next_return(kit):
     assert running.interrupt() == consumer.interrupt() == 0
 
 
-def test_the_view_outlives_a_killed_broker(own_kit):
-    own_kit.done(SETUP)
+def test_the_view_survives_a_broker_crash(own_kit):
+    own_kit.run_ok(SETUP)
     running = own_kit.start(SETUP, "--watch")
     running.wait_for("todo vacío")
     own_kit.node.kill()
@@ -128,18 +136,19 @@ def test_the_view_outlives_a_killed_broker(own_kit):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
-def test_a_terminal_of_80_columns_is_drawn_over_again_and_keeps_its_lines(kit):
+def test_a_terminal_of_80_columns_is_redrawn_in_place(kit):
     import fcntl
     import pty
     import termios
 
-    kit.done(SETUP)
+    kit.run_ok(SETUP)
     kit.publish_event(queue="email_queue")
     keyboard, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     shown = b""
-    process = subprocess.Popen([sys.executable, str(ROOT / SETUP), "--watch"], stdout=terminal, stderr=terminal,
-                               stdin=subprocess.DEVNULL, env=kit.environment(TERM="xterm", NO_COLOR="1"))
+    process = subprocess.Popen([sys.executable, str(ROOT / SETUP), "--watch"],
+                               stdin=subprocess.DEVNULL, stdout=terminal, stderr=terminal,
+                               env=kit.environment(TERM="xterm", NO_COLOR="1"))
     os.close(terminal)
     try:
         while shown.count(b"dead_letter_queue") < 2:
@@ -151,5 +160,6 @@ def test_a_terminal_of_80_columns_is_drawn_over_again_and_keeps_its_lines(kit):
         os.close(keyboard)
     frames = shown.decode().split("\x1b[H")[2:]
     lines = re.sub(r"\x1b\[[0-9]*[A-Z]", "", frames[0]).split("\r\n")
-    assert lines[0].startswith("user_events (fanout)") and "email_queue" in lines[1] and "█" in lines[1]
+    assert lines[0].startswith("user_events (fanout)")
+    assert "email_queue" in lines[1] and "█" in lines[1]
     assert max(map(len, lines)) <= 80

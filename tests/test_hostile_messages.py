@@ -1,4 +1,4 @@
-"""Whatever somebody sends: no consumer dies or spins, and the message ends where a person can see it."""
+"""Hostile messages stop no consumer and end in the dead letter queue."""
 
 import base64
 import email
@@ -11,18 +11,18 @@ from contextlib import contextmanager
 import pika
 import pytest
 
-import common.connection  # noqa: F401  mends pika's decoder
+import common.connection  # noqa: F401  patches pika's decoder
 import email_consumer_simple
 from common import events, simulation
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, retry_queue
 
 ESCAPES = "\x1b]0;mal\x07\x1b[2J\x9b31m\r\n\u202e"
 FAILS = {"consumer": "email", "mode": "transient"}
-TRIES = 4  # the first one and three retries
+ATTEMPTS = 4  # the first attempt and three retries
 
 
 def event_body(**changes) -> bytes:
-    """A valid event, but for the changes; a change to None leaves the field out."""
+    """Return a valid event with these changes. None removes a field."""
     envelope = json.loads(events.encode(events.user_created("Ana", "ana@eco.com")))
     for name, value in changes.items():
         fields = envelope["data"] if name in envelope["data"] else envelope
@@ -53,7 +53,8 @@ MALFORMED = {
     "specversion 0.3": event_body(specversion="0.3"),
     "specversion is a number": event_body(specversion=1.0),
     **{f"no {field}": event_body(**{field: None})
-       for field in ("specversion", "id", "source", "type", "time", "data", "user_id", "nombre", "email")},
+       for field in ("specversion", "id", "source", "type", "time", "data", "user_id", "nombre",
+                     "email")},
     **{f"{field} is a list": event_body(**{field: [1]})
        for field in ("id", "source", "type", "time", "data", "user_id", "nombre", "email")},
     "id is no UUID": event_body(id="1"),
@@ -65,7 +66,7 @@ MALFORMED = {
     "month 13": event_body(time="2024-13-01T10:00:00Z"),
     "a type with escapes": event_body(type=ESCAPES),
     "nombre is empty": event_body(nombre=" "),
-    "nombre of 201 letters": event_body(nombre="x" * 201),
+    "nombre of 201 characters": event_body(nombre="x" * 201),
     "nombre with escapes": event_body(nombre=ESCAPES),
     "nombre with CR LF": event_body(nombre="Ana\r\nBcc: otro@eco.com"),
     "nombre with a lone surrogate": event_body(nombre="\ud800"),
@@ -73,7 +74,7 @@ MALFORMED = {
     "email without @": event_body(email="ana"),
     "email in another alphabet": event_body(email="ana@экo.com"),
 }
-UNUSUAL = {  # and yet valid: unknown fields are ignored, of two equal keys the last one counts
+UNUSUAL = {  # but valid: unknown fields are ignored, and the last of two equal keys counts
     "bidi nombre": event_body(nombre="Ana \u202eanA"),
     "a nombre that is no mail header": event_body(nombre='"; <a@b> =?utf-8?q?x?= , \\ 👩‍👩‍👧'),
     "a nombre that breaks no line": event_body(nombre="x" * 200),
@@ -81,16 +82,16 @@ UNUSUAL = {  # and yet valid: unknown fields are ignored, of two equal keys the 
     "unknown fields": event_body(more={"deep": [[[["\ud800"]]]], "big": 10**300}),
     "another type": event_body(type="UsuarioBorrado", data=None),
 }
-if sys.version_info >= (3, 11):  # before, a number of 5,000 digits is read
+if sys.version_info >= (3, 11):  # older versions read a number of 5,000 digits
     MALFORMED["a number of 5,000 digits"] = event_body(more="@").replace(b'"@"', b"9" * 5000)
 
 
 class Raw(bytes):
-    """A header's value as it goes over the wire: its kind, then its bytes."""
+    """The encoded value of a header: a type byte and the value's bytes."""
 
 
 def nested(levels: int) -> Raw:
-    """A table in a table in a table."""
+    """Return a table nested this many levels deep."""
     value = b"I" + struct.pack(">i", 1)
     for _ in range(levels):
         value = b"F" + struct.pack(">I", len(value) + 2) + b"\x01a" + value
@@ -111,11 +112,15 @@ HEADERS = {
     "replays True": {"x-replays": True},
     "journey text": {"x-journey": "garbage"},
     "journey garbage": {"x-journey": [1, {}, {"failed_at": 1, "to": "x"},
-                                      {"failed_at": ESCAPES, "to": ESCAPES, "attempt": ESCAPES, "more": [None]}]},
+                                      {"failed_at": ESCAPES, "to": ESCAPES, "attempt": ESCAPES,
+                                       "more": [None]}]},
     "journey huge": {"x-journey": [{"failed_at": "x" * 10_000, "to": "y"}] * 10},
-    "journey dates": {"x-journey": [{"failed_at": "x", "to": "y", "attempt": Raw(b"T" + struct.pack(">Q", 1))}]},
-    "told garbage": {"x-error-type": 1, "x-error-message": [], "x-consumer": {}, "x-failed-at": True},
-    "told escapes": {"x-error-type": ESCAPES, "x-error-message": ESCAPES, "x-failed-at": ESCAPES},
+    "journey dates": {"x-journey": [{"failed_at": "x", "to": "y",
+                                     "attempt": Raw(b"T" + struct.pack(">Q", 1))}]},
+    "error headers garbage": {"x-error-type": 1, "x-error-message": [], "x-consumer": {},
+                              "x-failed-at": True},
+    "error headers with escapes": {"x-error-type": ESCAPES, "x-error-message": ESCAPES,
+                                   "x-failed-at": ESCAPES},
     "first failed huge": {"x-first-failed-at": "x" * 100_000},
     "foreign source": {"x-source-queue": "ajena", "x-consumer": "ajena"},
     "death garbage": {"x-death": "garbage", "x-first-death-queue": 1},
@@ -129,7 +134,7 @@ HEADERS = {
     "year without end": {"t": Raw(b"T" + struct.pack(">Q", 2**63 - 1))},
     "400 deep": {"d": nested(400)},
     "10,000 deep": {"d": nested(10_000)},
-    "400 deep in the journey": {"x-journey": nested(400)},
+    "400 deep in the history": {"x-journey": nested(400)},
     "100 KB in one": {"big": "x" * 100_000},
     "100 KB in many": {f"h{number}": "x" * 90 for number in range(1000)},
     "bytes not UTF-8": {"s": Raw(b"S" + struct.pack(">I", 2) + b"\xff\xfe")},
@@ -157,7 +162,7 @@ PROPERTIES = {
 
 @contextmanager
 def raw_values():
-    """pika writes what it cannot encode itself: a Raw goes over the wire as it is."""
+    """Make pika write each Raw value as it is, within the context."""
     encode_value = pika.data.encode_value
 
     def encode(pieces, value):
@@ -175,131 +180,141 @@ def raw_values():
 
 @pytest.fixture
 def sender(kit):
-    """send(queue, [(body, properties)]): publish, confirmed, also what pika itself cannot encode."""
+    """Return send(queue, [(body, properties)]): it publishes Raw values too, with confirms."""
     def send(queue: str, messages: list) -> None:
         with raw_values(), kit.channel() as channel:
             channel.confirm_delivery()
             for body, properties in messages:
                 channel.basic_publish("", queue, body, properties, mandatory=True)
 
-    kit.done("setup_queues.py")
+    kit.run_ok("setup_queues.py")
     with kit.channel() as channel:
         for name in ("ajena", "copias"):
             channel.queue_declare(name, durable=True)
     return send
 
 
-def hostile(body=event_body, **more) -> list:
-    """(body, properties) for each of HEADERS and PROPERTIES; the event's id tells the case."""
+def hostile_messages(body=event_body, **more) -> list:
+    """Return (body, properties) for each entry of HEADERS and PROPERTIES."""
     return ([(body(), pika.BasicProperties(headers=headers | more)) for headers in HEADERS.values()]
-            + [(body(), pika.BasicProperties(headers=more or None, **changes)) for changes in PROPERTIES.values()])
+            + [(body(), pika.BasicProperties(headers=more or None, **changes))
+               for changes in PROPERTIES.values()])
 
 
-def left_behind(kit) -> dict:
-    """Depths other than 0 of every queue but the dead letters'."""
-    names = [*CONSUMERS.values(), *(retry_queue("email_queue", s) for s in kit.settings.retry_delays), "ajena"]
+def nonempty_queues(kit) -> dict:
+    """Return the depth of each nonempty queue, except the dead letter queue."""
+    retries = [retry_queue("email_queue", delay) for delay in kit.settings.retry_delays]
+    names = [*CONSUMERS.values(), *retries, "ajena"]
     return {name: kit.depth(name) for name in names if kit.depth(name)}
 
 
-def assert_tame(text: str) -> None:
-    assert not set(text) & {"\x1b", "\x07", "\x9b", "\r", "\u202e"}, "a terminal escape got through"
+def assert_clean_output(text: str) -> None:
+    assert not set(text) & {"\x1b", "\x07", "\x9b", "\r", "\u202e"}, "a terminal escape was printed"
     assert "Traceback" not in text
     assert "Sin conexión" not in text
 
 
 def consume(kit, name: str, count: int, *flags: str):
-    """A consumer's run over `count` deliveries, in good order."""
-    ended = kit.done({"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
-                      "analytics": "analytics_consumer.py"}[name], "--limit", str(count), "--idle-timeout", "20", *flags)
-    assert_tame(ended.stdout + ended.stderr)
-    return ended
+    """Run a consumer for `count` deliveries and check its output."""
+    script = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
+              "analytics": "analytics_consumer.py"}[name]
+    result = kit.run_ok(script, "--limit", str(count), "--idle-timeout", "20", *flags)
+    assert_clean_output(result.stdout + result.stderr)
+    return result
 
 
 @pytest.mark.parametrize("name", CONSUMERS)
-def test_each_malformed_body_becomes_a_dead_letter_byte_for_byte_and_the_others_are_done(kit, sender, name):
+def test_each_malformed_body_becomes_a_dead_letter_unchanged(kit, sender, name):
     bodies = [*MALFORMED.values(), *UNUSUAL.values()]
     sender(CONSUMERS[name], [(body, None) for body in bodies])
-    ended = consume(kit, name, len(bodies), "--json")
-    outcomes = [json.loads(line)["outcome"] for line in ended.stdout.splitlines()]
+    result = consume(kit, name, len(bodies), "--json")
+    outcomes = [json.loads(line)["outcome"] for line in result.stdout.splitlines()]
     assert outcomes == ["dead"] * len(MALFORMED) + ["done"] * (len(UNUSUAL) - 1) + ["skipped"]
-    letters = kit.messages(DEAD_LETTER_QUEUE)
-    assert [body for _, body in letters] == list(MALFORMED.values())
-    assert {properties.headers["x-error-type"] for properties, _ in letters} == {"MalformedEvent"}
-    assert left_behind(kit) == {}
+    dead_letters = kit.messages(DEAD_LETTER_QUEUE)
+    assert [body for _, body in dead_letters] == list(MALFORMED.values())
+    assert {properties.headers["x-error-type"]
+            for properties, _ in dead_letters} == {"MalformedEvent"}
+    assert nonempty_queues(kit) == {}
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
-def test_hostile_headers_and_properties_of_no_event_make_it_a_dead_letter_all_the_same(kit, sender, flags):
-    messages = hostile(lambda: b"no event")
+def test_a_malformed_body_with_hostile_headers_becomes_a_dead_letter(kit, sender, flags):
+    messages = hostile_messages(lambda: b"no event")
     sender("email_queue", messages)
     consume(kit, "email", len(messages), *flags)
     assert [body for _, body in kit.messages(DEAD_LETTER_QUEUE)] == [b"no event"] * len(messages)
 
 
 @pytest.mark.parametrize("flags", [(), ("--json",)], ids=["text", "json"])
-def test_hostile_headers_change_nothing_for_events_that_succeed_or_fail(kit, sender, flags):
-    good, failing = hostile(), hostile(**{"x-simulate": FAILS})
+def test_hostile_headers_do_not_affect_events_that_succeed_or_fail(kit, sender, flags):
+    good, failing = hostile_messages(), hostile_messages(**{"x-simulate": FAILS})
     sender("email_queue", good + failing)
     copies = kit.depth("copias")
-    consume(kit, "email", len(good) + TRIES * len(failing), *flags)
+    consume(kit, "email", len(good) + ATTEMPTS * len(failing), *flags)
     assert kit.report("email_consumer_simple.py") == {"emails": len(good)}
-    letters = kit.messages(DEAD_LETTER_QUEUE)
-    assert sorted(body for _, body in letters) == sorted(body for body, _ in failing)
-    assert {properties.headers["x-attempt"] for properties, _ in letters} == {TRIES}
-    assert {properties.headers["x-source-queue"] for properties, _ in letters} == {"email_queue"}
-    assert {properties.delivery_mode for properties, _ in letters} == {2}
-    assert left_behind(kit) == {} and kit.depth("copias") == copies
+    dead_letters = kit.messages(DEAD_LETTER_QUEUE)
+    assert sorted(body for _, body in dead_letters) == sorted(body for body, _ in failing)
+    assert {properties.headers["x-attempt"] for properties, _ in dead_letters} == {ATTEMPTS}
+    assert {properties.headers["x-source-queue"]
+            for properties, _ in dead_letters} == {"email_queue"}
+    assert {properties.delivery_mode for properties, _ in dead_letters} == {2}
+    assert nonempty_queues(kit) == {} and kit.depth("copias") == copies
 
 
-def test_hostile_letters_are_shown_counted_exported_and_replayed_to_their_own_queue_alone(kit, sender, tmp_path):
-    known = hostile(**{"x-source-queue": "email_queue"})
-    strangers = [(body, pika.BasicProperties(headers={"x-source-queue": "ajena"})) for body in MALFORMED.values()]
-    sender(DEAD_LETTER_QUEUE, known + strangers)
-    bodies = sorted(body for body, _ in known + strangers)
+def test_hostile_dead_letters_are_shown_exported_and_replayed(kit, sender, tmp_path):
+    known = hostile_messages(**{"x-source-queue": "email_queue"})
+    unknown_origin = [(body, pika.BasicProperties(headers={"x-source-queue": "ajena"}))
+                      for body in MALFORMED.values()]
+    sender(DEAD_LETTER_QUEUE, known + unknown_origin)
+    bodies = sorted(body for body, _ in known + unknown_origin)
     script = "dead_letter_consumer.py"
 
     all_of_them = ("--limit", str(len(bodies)), "--idle-timeout", "20")
-    shown = kit.done(script, *all_of_them)
-    assert len([line for line in shown.stdout.splitlines() if line.startswith("carta ")]) == len(bodies)
-    as_json = [json.loads(line) for line in kit.done(script, *all_of_them, "--json").stdout.splitlines()]
+    shown = kit.run_ok(script, *all_of_them)
+    assert len([line for line in shown.stdout.splitlines()
+                if line.startswith("carta ")]) == len(bodies)
+    lines = kit.run_ok(script, *all_of_them, "--json").stdout.splitlines()
+    as_json = [json.loads(line) for line in lines]
     assert sorted(map(body_of, as_json)) == bodies
-    summary = kit.done(script, "--summary")
+    summary = kit.run_ok(script, "--summary")
     assert f"total: {len(bodies)}" in summary.stdout
-    counts = [json.loads(line)["count"] for line in kit.done(script, "--summary", "--json").stdout.splitlines()]
-    assert sum(counts) == len(bodies)
-    kit.done(script, "--export", str(tmp_path / "cartas.jsonl"))
+    lines = kit.run_ok(script, "--summary", "--json").stdout.splitlines()
+    assert sum(json.loads(line)["count"] for line in lines) == len(bodies)
+    kit.run_ok(script, "--export", str(tmp_path / "cartas.jsonl"))
     exported = (tmp_path / "cartas.jsonl").read_text(encoding="utf-8").splitlines()
     assert sorted(body_of(json.loads(line)) for line in exported) == bodies
 
     copies = kit.depth("copias")
     replayed = kit.run(script, "--replay")
-    assert replayed.returncode == 3  # some stay: nobody knows where they came from
-    for ended in (shown, summary, replayed):
-        assert_tame(ended.stdout + ended.stderr)
+    assert replayed.returncode == 3  # those of unknown origin stay
+    for result in (shown, summary, replayed):
+        assert_clean_output(result.stdout + result.stderr)
     assert sorted(body for _, body in kit.messages(DEAD_LETTER_QUEUE)) == sorted(MALFORMED.values())
-    assert left_behind(kit) == {"email_queue": len(known)} and kit.depth("copias") == copies
+    assert nonempty_queues(kit) == {"email_queue": len(known)} and kit.depth("copias") == copies
     consume(kit, "email", len(known))
     assert kit.report("email_consumer_simple.py") == {"emails": len(known)}
 
 
-def body_of(letter: dict) -> bytes:
-    return letter["body"].encode() if "body" in letter else base64.b64decode(letter["body_base64"])
+def body_of(dead_letter: dict) -> bytes:
+    if "body" in dead_letter:
+        return dead_letter["body"].encode()
+    return base64.b64decode(dead_letter["body_base64"])
 
 
-def test_an_expired_event_is_a_dead_letter_of_the_broker_and_its_replay_does_not_expire_again(kit, sender):
+def test_an_expired_event_is_dead_lettered_and_its_replay_does_not_expire(kit, sender):
     sender("email_queue", [(event_body(), pika.BasicProperties(expiration="0"))])
     kit.wait_for_depth(DEAD_LETTER_QUEUE, 1)
-    letter = json.loads(kit.done("dead_letter_consumer.py", "--limit", "1", "--json").stdout)
-    assert (letter["error_type"], letter["source_queue"]) == ("expired", "email_queue")
-    kit.done("dead_letter_consumer.py", "--replay")
+    dead_letter = json.loads(kit.run_ok("dead_letter_consumer.py", "--limit", "1", "--json").stdout)
+    assert (dead_letter["error_type"], dead_letter["source_queue"]) == ("expired", "email_queue")
+    kit.run_ok("dead_letter_consumer.py", "--replay")
     consume(kit, "email", 1)
     assert kit.report("email_consumer_simple.py") == {"emails": 1}
 
 
 @pytest.mark.parametrize("nombre", [
-    "Ana, x@y.com", '"Ana" <x@y.com>', "é(b) <x@y.com>,", "=?utf-8?q?a=0D=0ABcc:_x@y.com?=", "[́@aé,x@y.com",
-    "漢 =?utf-8?q?=22,x=40y.com,=22?=", "Ana\u00a0;:<", "\\" * 99, "😀" * 200])
-def test_no_name_adds_a_recipient_or_a_header_to_the_e_mail(nombre):
+    "Ana, x@y.com", '"Ana" <x@y.com>', "é(b) <x@y.com>,", "=?utf-8?q?a=0D=0ABcc:_x@y.com?=",
+    "[́@aé,x@y.com", "漢 =?utf-8?q?=22,x=40y.com,=22?=", "Ana\u00a0;:<", "\\" * 99, "😀" * 200])
+def test_no_name_adds_a_recipient_or_a_header_to_the_email(nombre):
     mail = email_consumer_simple.welcome(events.user_created(nombre, "ana@eco.com"))
     raw = mail.as_bytes(policy=email_consumer_simple.CRLF)
     read = email.message_from_bytes(raw, policy=email.policy.default)
@@ -308,18 +323,21 @@ def test_no_name_adds_a_recipient_or_a_header_to_the_e_mail(nombre):
     assert nombre in read["Subject"] and nombre in read.get_content()
 
 
-@pytest.mark.parametrize("wish", ["transient", 7, [1], {}, {"consumer": "email"}, {"consumer": ["email"], "mode": "crash"},
-                                  {"consumer": "email", "mode": ["crash"]}, {"consumer": "email", "mode": "slow", "number": -1},
-                                  {"consumer": "email", "mode": "slow", "number": 2**62},
-                                  {"consumer": "email", "mode": "flaky", "number": "many"}, {"mode": "crash"}], ids=str)
-def test_garbage_in_x_simulate_is_no_wish(wish):
-    simulation.obey({"x-simulate": wish}, "email", TRIES)
+@pytest.mark.parametrize("instruction", [
+    "transient", 7, [1], {}, {"consumer": "email"}, {"consumer": ["email"], "mode": "crash"},
+    {"consumer": "email", "mode": ["crash"]}, {"consumer": "email", "mode": "slow", "number": -1},
+    {"consumer": "email", "mode": "slow", "number": 2**62},
+    {"consumer": "email", "mode": "flaky", "number": "many"}, {"mode": "crash"}], ids=str)
+def test_an_invalid_x_simulate_header_is_ignored(instruction):
+    simulation.obey({"x-simulate": instruction}, "email", ATTEMPTS)
 
 
-@pytest.mark.parametrize("value", [Raw(b"d" + struct.pack(">d", float("nan"))), Raw(b"f" + struct.pack(">f", float("inf"))),
-                                   Raw(b"T" + struct.pack(">Q", 2**64 - 1)), nested(400)], ids=["NaN", "Inf", "T", "deep"])
-def test_a_header_that_pika_cannot_read_costs_that_header_alone(value):
-    """RabbitMQ refuses NaN and Infinity itself (541): another broker in front of it may not."""
+@pytest.mark.parametrize("value", [Raw(b"d" + struct.pack(">d", float("nan"))),
+                                   Raw(b"f" + struct.pack(">f", float("inf"))),
+                                   Raw(b"T" + struct.pack(">Q", 2**64 - 1)), nested(400)],
+                         ids=["NaN", "Inf", "T", "deep"])
+def test_only_the_header_that_pika_cannot_decode_is_dropped(value):
+    """RabbitMQ itself rejects NaN and Infinity (541), but other brokers may not."""
     table = b"\x03bad" + value + b"\x04good" + b"t\x01"
     headers, _ = pika.data.decode_table(struct.pack(">I", len(table)) + table, 0)
     assert headers["good"] is True and set(headers) == {"bad", "good"}

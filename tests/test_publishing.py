@@ -1,4 +1,4 @@
-"""The publisher's book-keeping, on channels that answer what a broker might."""
+"""How the publisher tracks its messages, on a fake channel."""
 
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ Ack, Nack = pika.spec.Basic.Ack, pika.spec.Basic.Nack
 
 
 class Channel:
-    """Keeps what is published and lets the test answer."""
+    """Keeps the published messages. The test sends the broker's answers."""
 
     def __init__(self, publisher):
         self.connection, self.published = object(), []
@@ -35,7 +35,8 @@ class Channel:
         self.on_confirm(SimpleNamespace(method=kind(tag, multiple)))
 
     def give_back(self, message):
-        self.on_return(self, SimpleNamespace(routing_key=message.routing_key), message.properties, message.body)
+        method = SimpleNamespace(routing_key=message.routing_key)
+        self.on_return(self, method, message.properties, message.body)
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def message(number: int) -> Message:
 
 
 def send(publisher, *numbers):
-    """Send; the list that the answers come into."""
+    """Send messages and return the list that receives the answers."""
     publisher.link.open = lambda: None
     answers = []
     for number in numbers:
@@ -58,7 +59,7 @@ def send(publisher, *numbers):
     return answers
 
 
-def test_one_multiple_ack_answers_for_all_up_to_its_tag(publisher):
+def test_a_multiple_ack_confirms_all_messages_up_to_its_tag(publisher):
     channel = Channel(publisher)
     answers = send(publisher, 1, 2, 3)
     channel.answer(Ack, 2, multiple=True)
@@ -66,14 +67,14 @@ def test_one_multiple_ack_answers_for_all_up_to_its_tag(publisher):
     assert publisher.open_count() == 1
 
 
-def test_what_was_under_way_on_a_lost_connection_is_sent_again_in_order(publisher):
+def test_unconfirmed_messages_of_a_lost_connection_are_sent_again_in_order(publisher):
     send(publisher, 1, 2, 3)
     Channel(publisher).answer(Ack, 1)
     publisher._lost()
     assert Channel(publisher).published == [b"2", b"3"]
 
 
-def test_a_late_ack_of_a_connection_that_was_given_up_confirms_nothing(publisher):
+def test_a_late_ack_of_an_old_connection_confirms_nothing(publisher):
     answers = send(publisher, 1)
     old = Channel(publisher)
     publisher._lost()
@@ -85,7 +86,7 @@ def test_a_late_ack_of_a_connection_that_was_given_up_confirms_nothing(publisher
     assert answers == [(b"1", CONFIRMED)]
 
 
-def test_a_channel_of_a_connection_that_was_given_up_carries_nothing(publisher):
+def test_a_channel_of_an_old_connection_sends_nothing(publisher):
     send(publisher, 1)
     publisher._lost()
     stale = Channel(publisher)
@@ -96,7 +97,7 @@ def test_a_channel_of_a_connection_that_was_given_up_carries_nothing(publisher):
     assert new.published == [b"1", b"2"]
 
 
-def test_a_return_belongs_to_its_message_and_to_no_other(publisher):
+def test_a_return_affects_only_its_own_message(publisher):
     channel = Channel(publisher)
     answers = send(publisher, 1, 2)
     channel.give_back(message(2))
@@ -104,7 +105,7 @@ def test_a_return_belongs_to_its_message_and_to_no_other(publisher):
     assert answers == [(b"1", CONFIRMED), (b"2", RETURNED)]
 
 
-def test_what_the_broker_refuses_is_sent_again_later(publisher):
+def test_a_nacked_message_is_sent_again_later(publisher):
     channel = Channel(publisher)
     answers = send(publisher, 1)
     channel.answer(Nack, 1)
@@ -113,7 +114,7 @@ def test_what_the_broker_refuses_is_sent_again_later(publisher):
     assert channel.published == [b"1", b"1"]
 
 
-def test_what_one_channel_refuses_for_long_is_tried_on_a_new_one_though_others_are_taken(publisher, monkeypatch):
+def test_a_channel_that_nacks_a_message_for_long_is_replaced(publisher, monkeypatch):
     given_up = []
     monkeypatch.setattr(publisher.link, "restart", given_up.append)
     channel = Channel(publisher)
@@ -122,15 +123,16 @@ def test_what_one_channel_refuses_for_long_is_tried_on_a_new_one_though_others_a
     channel.answer(Ack, 2)
     publisher._watch()
     assert given_up == []
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)  # the time is up
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)  # the timeout is over
     publisher._watch()
     assert len(given_up) == 1 and "rechaza" in given_up[0]
 
 
-def test_frames_that_wait_when_their_connection_is_lost_go_with_it():
+def test_pending_frames_are_dropped_with_their_connection():
     ioloop, failures = IOLoop(), []
-    lost = connection._Connection(connection.parameters("amqp://guest:guest@127.0.0.1:1/%2F", None), custom_ioloop=ioloop,
-                                  on_open_error_callback=lambda *_: failures.append(ioloop.stop()))
+    lost = connection._Connection(
+        connection.parameters("amqp://guest:guest@127.0.0.1:1/%2F", None), custom_ioloop=ioloop,
+        on_open_error_callback=lambda *_: failures.append(ioloop.stop()))
     lost._output_marshaled_frames([b"a", b"b"])
-    ioloop.start()  # raises what a timer raises
+    ioloop.start()  # raises what a timer callback raises
     assert failures and not lost._frames

@@ -1,15 +1,16 @@
-"""Finding a broker for the demo: the first that answers.
+"""Find a broker for the demo: the first in this order that answers.
 
-RABBITMQ_URL if set (use it or fail) -> one on 127.0.0.1:5672 -> Docker -> a local rabbitmq-server
-as a private node -> the same, installed with a yes -> exit 69 with the choices in words.
+RABBITMQ_URL if set (use it or fail) -> 127.0.0.1:5672 -> Docker -> a local rabbitmq-server as a
+private node -> the same, installed after confirmation -> exit 69 with the choices.
 
-A RABBITMQ_URL in `.env` that points to this machine is no order but where compose's broker
-would be: when nobody answers there, the search goes on.
+A RABBITMQ_URL in `.env` that points to this machine only says where the broker of docker compose
+would be: if nothing answers there, the search continues.
 """
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,20 @@ from urllib.parse import quote, urlsplit
 from common import cli, config, connection, console
 from tools.command import docker_answers, failure_of
 from tools.install import has_apt, has_brew, install_rabbitmq
-from tools.isolation import own_place
-from tools.node import Node, answers_amqp, find_server
+from tools.isolation import isolated_url
+from tools.node import Node, answers_amqp, find_server, host_and_port
 
-AMQP_PORT = 5672
+AMQP_PORT = config.AMQP_PORTS["amqp"]
 MANAGEMENT_PORT = 15672
-COMPOSE_TIMEOUT_S = 900  # the first time it downloads the image
+COMPOSE_TIMEOUT_S = 900  # the first start downloads the image
 
 CHOICES = """No hay ningún broker. Elige una de estas opciones y repite la orden:
   - Docker: abre Docker Desktop (https://docs.docker.com/get-docker/) y espera a que arranque.
   - Instalar RabbitMQ: en Debian o Ubuntu, repite la orden con --yes; en macOS,
-    brew install rabbitmq; en Windows, el instalador de https://www.rabbitmq.com/docs/install-windows.
-  - Usar uno que ya tengas: RABBITMQ_URL=amqp://usuario:clave@servidor:5672/%2F, en el entorno o en .env."""
+    brew install rabbitmq; en Windows, el instalador de
+    https://www.rabbitmq.com/docs/install-windows.
+  - Usar uno que ya tengas: RABBITMQ_URL=amqp://usuario:clave@servidor:5672/%2F, en el entorno
+    o en .env."""
 
 
 class NoBroker(config.KitError):
@@ -38,71 +41,74 @@ class NoBroker(config.KitError):
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that answers; words: whose it is, for the screen."""
+    """A broker that answers. description: where it comes from, in Spanish."""
 
     url: str
     management_url: str
-    words: str
+    description: str
 
 
 @contextmanager
-def found(yes: bool, delays: str):
-    """Yield the URL of a place on the first broker of the ladder; what was started for it ends with it."""
+def find_or_start(yes: bool, delays: str) -> Iterator[str]:
+    """Yield the URL of an isolated virtual host; at the end, stop what was started for it."""
     with ExitStack() as stack:
-        yield (_place_on_running(stack, delays) or _place_on_compose(stack, delays)
-               or _place_on_private(stack, yes))
+        yield (_use_running(stack, delays) or _use_compose(stack, delays)
+               or _use_private_node(stack, yes))
 
 
-def _place_on_running(stack: ExitStack, delays: str) -> "str | None":
+def _use_running(stack: ExitStack, delays: str) -> str | None:
     configured = configured_url()
-    if _is_order(configured):
+    if _is_required(configured):
         if not answers(configured):
-            raise NoBroker(f"RABBITMQ_URL está puesta y ningún broker responde en {config.masked(configured)}."
-                           " Arráncalo, o quita RABBITMQ_URL para que el kit busque uno.")
-        return _enter(stack, Broker(configured, management_of(configured), "el de RABBITMQ_URL"), delays)
+            raise NoBroker(
+                f"RABBITMQ_URL está puesta y ningún broker responde en {config.masked(configured)}."
+                " Arráncalo, o quita RABBITMQ_URL para que el kit busque uno.")
+        broker = Broker(configured, management_of(configured), "el de RABBITMQ_URL")
+        return _isolate(stack, broker, delays)
     for url in dict.fromkeys((configured, config.DEFAULTS["RABBITMQ_URL"])):
         try:
             if answers(url):
-                return _enter(stack, Broker(url, management_of(url), "uno que ya estaba en marcha"), delays)
+                broker = Broker(url, management_of(url), "uno que ya estaba en marcha")
+                return _isolate(stack, broker, delays)
         except config.KitError as refusal:
-            console.say(f"{refusal} Se busca otro broker.")
+            console.print_line(f"{refusal} Se busca otro broker.")
     return None
 
 
 def configured_url() -> str:
-    """The first of RABBITMQ_URL that answers; when none does, the first."""
+    """The first URL of RABBITMQ_URL that answers; if none does, the first one."""
     urls = config.load().urls
     return next(filter(answers, urls), urls[0])
 
 
-def _is_order(url: str) -> bool:
-    """Whether RABBITMQ_URL says which broker to use, or only where compose's would be."""
+def _is_required(url: str) -> bool:
+    """Whether RABBITMQ_URL names a broker that must be used (see the module's docstring)."""
     return bool(os.environ.get("RABBITMQ_URL")) or urlsplit(url).hostname not in config.LOCAL_HOSTS
 
 
-def _place_on_compose(stack: ExitStack, delays: str) -> "str | None":
+def _use_compose(stack: ExitStack, delays: str) -> str | None:
     if not (docker_answers() and compose_up()):
         return None
     stack.callback(compose_down)
-    return _enter(stack, compose_broker(), delays)
+    return _isolate(stack, compose_broker(), delays)
 
 
-def _place_on_private(stack: ExitStack, yes: bool) -> str:
+def _use_private_node(stack: ExitStack, yes: bool) -> str:
     require_server(yes)
     node = stack.enter_context(Node(Path(tempfile.mkdtemp(prefix="kit-broker-"))))
     start(node)
-    console.say(f"Broker: un nodo privado, solo para esto, en {node.url}")
+    console.print_line(f"Broker: un nodo privado, solo para esto, en {node.url}")
     return node.url
 
 
-def _enter(stack: ExitStack, broker: Broker, delays: str) -> str:
-    url = stack.enter_context(own_place(broker.url, broker.management_url, delays))
-    console.say(f"Broker: {broker.words}, {shown(url)}")
+def _isolate(stack: ExitStack, broker: Broker, delays: str) -> str:
+    url = stack.enter_context(isolated_url(broker.url, broker.management_url, delays))
+    console.print_line(f"Broker: {broker.description}, {display_url(url)}")
     return url
 
 
 def require_server(yes: bool) -> None:
-    """Return when there is a local rabbitmq-server; install it if told to. Raises NoBroker."""
+    """Ensure a local rabbitmq-server; install it if `yes` or the user agrees. Raises NoBroker."""
     if find_server():
         return
     if not (has_apt() or has_brew()) or os.name == "nt":
@@ -115,12 +121,10 @@ def require_server(yes: bool) -> None:
 
 
 def answers(url: str) -> bool:
-    """Whether an AMQP broker answers there; one behind TLS counts when it accepts a connection."""
-    parts = urlsplit(url)
-    port = parts.port or (5671 if parts.scheme == "amqps" else AMQP_PORT)
-    if parts.scheme == "amqps":
+    """Whether an AMQP broker answers there; with amqps, whether it accepts a connection."""
+    if urlsplit(url).scheme == "amqps":
         return _connects(url)
-    return answers_amqp(parts.hostname, port)
+    return answers_amqp(*host_and_port(url))
 
 
 def _connects(url: str) -> bool:
@@ -132,17 +136,17 @@ def _connects(url: str) -> bool:
 
 
 def management_of(url: str) -> str:
-    host = urlsplit(url).hostname
+    host, _ = host_and_port(url)
     return f"http://{f'[{host}]' if ':' in host else host}:{MANAGEMENT_PORT}"
 
 
 def start(node: Node) -> None:
-    console.say("Arrancando un nodo privado de RabbitMQ (tarda unos segundos)…")
+    console.print_line("Arrancando un nodo privado de RabbitMQ (tarda unos segundos)…")
     node.start()
 
 
-def shown(url: str) -> str:
-    """For the screen; guest's password is no secret."""
+def display_url(url: str) -> str:
+    """The URL for the screen, without its password unless that is guest's well-known one."""
     return url if url.startswith("amqp://guest:guest@") else config.masked(url)
 
 
@@ -150,11 +154,12 @@ def shown(url: str) -> str:
 
 
 def compose_up() -> bool:
-    """Start docker-compose.yml and wait until it is healthy; False, with words, if that fails."""
+    """Start docker-compose.yml and wait until it is healthy; on failure print why, return False."""
     if answers_amqp("127.0.0.1", AMQP_PORT):
-        return False  # the port that it publishes is somebody else's
+        return False  # another broker has the port that compose publishes
     _ensure_dotenv()
-    console.say("Arrancando RabbitMQ con docker compose (la primera vez descarga la imagen)…")
+    console.print_line(
+        "Arrancando RabbitMQ con docker compose (la primera vez descarga la imagen)…")
     if _compose("up", "-d", "--wait"):
         return True
     compose_down()
@@ -162,16 +167,17 @@ def compose_up() -> bool:
 
 
 def compose_down() -> bool:
-    """Stop it; the volume with its data stays."""
+    """Stop the container; the volume with its data stays."""
     return _compose("down")
 
 
 def compose_broker() -> Broker:
-    """Where docker-compose.yml puts it, with the user of `.env`."""
+    """The broker of docker-compose.yml, with the user of `.env`."""
     from dotenv import dotenv_values
 
     values = dotenv_values(config.ROOT / ".env", encoding="utf-8") | os.environ
-    user, password = (quote(values.get(name) or "", safe="") for name in ("RABBITMQ_USER", "RABBITMQ_PASSWORD"))
+    user, password = (quote(values.get(name) or "", safe="")
+                      for name in ("RABBITMQ_USER", "RABBITMQ_PASSWORD"))
     url = f"amqp://{user}:{password}@127.0.0.1:{AMQP_PORT}/%2F"
     return Broker(url, management_of(url), "el de docker compose")
 
@@ -179,12 +185,12 @@ def compose_broker() -> Broker:
 def _ensure_dotenv() -> None:
     if not (config.ROOT / ".env").exists():
         shutil.copy(config.ROOT / ".env.example", config.ROOT / ".env")
-        console.say("No había .env: se ha copiado de .env.example.")
+        console.print_line("No había .env: se ha copiado de .env.example.")
 
 
 def _compose(*words: str) -> bool:
-    """Whether it worked; if not, its last lines are on the screen."""
+    """Run docker compose and return whether it worked; on failure print its last lines."""
     failure = failure_of(["docker", "compose", *words], COMPOSE_TIMEOUT_S)
     if failure is not None:
-        console.complain(f"docker compose {' '.join(words)} no funcionó:\n{failure}")
+        console.print_error(f"docker compose {' '.join(words)} no funcionó:\n{failure}")
     return failure is None

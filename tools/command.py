@@ -1,6 +1,8 @@
-"""Running other programs: silent when they work, their last lines when they do not."""
+"""Run other programs: silent on success; on failure, the last lines they printed."""
 
 import subprocess
+import sys
+from typing import Any
 
 from common.config import ROOT
 
@@ -8,15 +10,16 @@ TAIL_LINES = 5
 DOCKER_TIMEOUT_S = 20
 
 
-def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> "str | None":
-    """Run it in the kit's folder: None if it worked, else its last lines, indented.
+def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> str | None:
+    """Run a command in the kit's folder; return None on success, else its last lines, indented.
 
-    may_ask: whether it may read the terminal, as sudo does for a password.
+    may_ask: the command may read from the terminal, as sudo does for a password.
     """
     try:
-        done = subprocess.run(command, cwd=ROOT, stdin=None if may_ask else subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              encoding="utf-8", errors="replace", timeout=timeout)
+        done = subprocess.run(
+            command, cwd=ROOT, stdin=None if may_ask else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
+            errors="replace", timeout=timeout)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"  {error}"
     if done.returncode == 0:
@@ -25,6 +28,13 @@ def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> "st
 
 
 def docker_answers() -> bool:
-    """A `docker` on PATH may have no engine behind it, and an engine no compose."""
+    """Whether `docker` has a running engine and the compose plugin."""
     return all(failure_of(["docker", *words], DOCKER_TIMEOUT_S) is None
                for words in (["info"], ["compose", "version"]))
+
+
+def own_group() -> dict[str, Any]:
+    """Popen arguments for an own process group, which the terminal's Ctrl-C does not reach."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}

@@ -1,4 +1,4 @@
-"""Installing what the machine lacks, with apt-get or Homebrew. Standard library only."""
+"""Install what the machine lacks, with apt-get or Homebrew. Standard library only."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ INSTALL_TIMEOUT_S = 1800
 EPMD_PORT = 4369
 
 
-class InstallProblem(KitError):
+class InstallError(KitError):
     """A package could not be installed."""
 
 
@@ -26,16 +26,16 @@ def has_brew() -> bool:
 
 
 def apt_install(package: str) -> None:
-    console.say(f"Instalando {package} con apt-get…")
+    console.print_line(f"Instalando {package} con apt-get…")
     _run([*_sudo(), "apt-get", "-q", "update"], may_fail=True)
     _run([*_sudo(), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "install", "-y",
           "--no-install-recommends", package])
 
 
 def install_rabbitmq() -> None:
-    """Install rabbitmq-server; nothing of it keeps running afterwards."""
+    """Install rabbitmq-server; leave no service running."""
     if has_brew():
-        console.say("Instalando rabbitmq con Homebrew…")
+        console.print_line("Instalando rabbitmq con Homebrew…")
         _run(["brew", "install", "rabbitmq"])
         return
     apt_install("rabbitmq-server")
@@ -43,14 +43,14 @@ def install_rabbitmq() -> None:
 
 
 def _stop_debian_service() -> None:
-    """Debian starts what it installs; a class that asked for a demo did not ask for a service."""
+    """Stop the service that Debian starts on installation; the kit runs its own node."""
     if Path("/run/systemd/system").is_dir():
         _run([*_sudo(), "systemctl", "disable", "--now", "rabbitmq-server"], may_fail=True)
     elif Path("/etc/init.d/rabbitmq-server").exists():
         _run([*_sudo(), "/etc/init.d/rabbitmq-server", "stop"], may_fail=True)
         kill_epmd(EPMD_PORT)
-    console.say("El servicio rabbitmq-server que instala Debian queda parado y desactivado:"
-                " el kit arranca su propio nodo.")
+    console.print_line("El servicio rabbitmq-server que instala Debian queda parado y desactivado:"
+                       " el kit arranca su propio nodo.")
 
 
 def _sudo() -> list[str]:
@@ -60,4 +60,4 @@ def _sudo() -> list[str]:
 def _run(command: list[str], may_fail: bool = False) -> None:
     failure = failure_of(command, INSTALL_TIMEOUT_S, may_ask=command[0] == "sudo")
     if failure is not None and not may_fail:
-        raise InstallProblem(f"No funcionó {' '.join(command)}:\n{failure}")
+        raise InstallError(f"No funcionó {' '.join(command)}:\n{failure}")

@@ -1,35 +1,38 @@
-"""A place for the demo on a broker that others use: nothing of theirs is touched.
+"""Isolate the demo on a broker that others use, without changing anything of theirs.
 
-A virtual host of its own, if the management API gives one; else the URL's own virtual host, but
-only if none of the kit's queues is there. Afterwards everything made is gone.
+The demo gets a virtual host of its own if the management API can create one. Otherwise it uses the
+URL's virtual host, but only if none of the kit's queues exist there. Afterwards everything the
+demo created is deleted.
 """
 
 import secrets
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import quote, unquote, urlsplit
 
-from common import config, connection, exchange, status
+from common import config, connection, exchange
 from common.cli import EXIT_NO_BROKER
 from common.config import KitError, Settings, masked
+from common.views import status
 from tools.node import create_vhost, delete_vhost
 
 
-class NotOurs(KitError):
-    """The broker has no place where the demo would disturb nobody."""
+class IsolationError(KitError):
+    """The demo cannot run on this broker without touching queues of others."""
 
     exit_code = EXIT_NO_BROKER
 
 
 @contextmanager
-def own_place(url: str, management_url: str, delays: str):
-    """Yield a URL where the demo may declare, publish and delete. Raises NotOurs before that."""
+def isolated_url(url: str, management_url: str, delays: str) -> Iterator[str]:
+    """Yield a URL where the demo may declare, publish and delete. Raises IsolationError first."""
     vhost = f"kit-demo-{secrets.token_hex(4)}"
     parts = urlsplit(url)
     user, password = (unquote(part or "guest") for part in (parts.username, parts.password))
-    place = parts._replace(path="/" + quote(vhost, safe="")).geturl()
-    if _create(place, management_url, user, password, vhost):
+    vhost_url = parts._replace(path="/" + quote(vhost, safe="")).geturl()
+    if _create(vhost_url, management_url, user, password, vhost):
         try:
-            yield place
+            yield vhost_url
         finally:
             delete_vhost(management_url, user, password, vhost)
         return
@@ -41,14 +44,16 @@ def own_place(url: str, management_url: str, delays: str):
         _delete_all(settings)
 
 
-def _create(place: str, management_url: str, user: str, password: str, vhost: str) -> bool:
-    if urlsplit(place).scheme != "amqp":  # the management page is asked without TLS: no password over that
+def _create(vhost_url: str, management_url: str, user: str, password: str, vhost: str) -> bool:
+    """Create the virtual host and connect to it; return whether both worked."""
+    if urlsplit(vhost_url).scheme != "amqp":  # the management API has no TLS here: no password
         return False
     try:
         create_vhost(management_url, user, password, vhost)
-        with connection.connect(config.load({"RABBITMQ_URL": place})):  # it may be another broker's page
+        # Connecting proves that the management API belongs to the same broker.
+        with connection.connect(config.load({"RABBITMQ_URL": vhost_url})):
             return True
-    except (OSError, KitError):  # no management plugin there, or the user is no administrator
+    except (OSError, KitError):  # no management plugin, or the user is not an administrator
         with suppress(OSError):
             delete_vhost(management_url, user, password, vhost)
         return False
@@ -56,12 +61,15 @@ def _create(place: str, management_url: str, user: str, password: str, vhost: st
 
 def _refuse_if_used(settings: Settings) -> None:
     with connection.connect(settings) as opened:
-        used = [found.queue.name for found in status.look(opened, settings) if found.ready is not None]
+        used = [found.queue.name for found in status.look(opened, settings)
+                if found.ready is not None]
         if status.has_exchange(opened):
             used.append(exchange.EXCHANGE)
     if used:
-        raise NotOurs(f"En {masked(settings.urls[0])} ya existe {used[0]} y no se puede crear un vhost aparte"
-                      " (hace falta el plugin de gestión y un usuario administrador): la demo no toca colas ajenas.")
+        raise IsolationError(
+            f"En {masked(settings.urls[0])} ya existe {used[0]} y no se puede crear un vhost aparte"
+            " (hace falta el plugin de gestión y un usuario administrador): la demo no toca colas"
+            " ajenas.")
 
 
 def _delete_all(settings: Settings) -> None:

@@ -1,13 +1,13 @@
-"""A private, throw-away RabbitMQ node for the tests and the demo.
+"""A private, disposable RabbitMQ node for the tests and the demo.
 
-It has its own ports, its own data folder and its own epmd (Erlang's name server), listens on
-127.0.0.1 only, and may be killed, frozen and started again without anybody else noticing:
+It has its own ports, data folder and epmd (Erlang's name server) and listens on 127.0.0.1 only. It
+can be killed, frozen and restarted without affecting any other broker:
 
     with Node(Path("/tmp/my-node")) as node:
         node.start()
         connect_to(node.url)
 
-Works with any `rabbitmq-server` from 3.10 to 4.3. Standard library only.
+It works with any `rabbitmq-server` from 3.10 to 4.3. Standard library only.
 """
 
 import base64
@@ -20,33 +20,37 @@ import socket
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit
 
 from common.cli import EXIT_NO_BROKER
-from common.config import KitError
+from common.config import AMQP_PORTS, KitError
+from tools.command import own_group
 
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
 EPMD_TIMEOUT_S = 5
 POLL_S = 0.1
-COUNTS_AT_MOST_MS = 1000  # how old the management API's counts of messages may be; by default 5 s
+HTTP_TIMEOUT_S = 30
+COUNTS_AT_MOST_MS = 1000  # maximum age of the management API's message counts; the default is 5 s
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = 1
 EPMD_KILL_REQUEST = b"\x00\x01k"
-# Below the ports that operating systems hand out to outgoing connections: between a kill
-# and the next start nobody may take the node's port.
+# Below the range that operating systems use for outgoing connections: no other process takes the
+# node's port between a kill and the next start.
 PORTS = range(20_000, 32_000)
 WINDOWS = os.name == "nt"
 
 
 class NodeError(KitError):
-    """A private node did not start or stop; the text ends with the last lines of its log."""
+    """A private node did not start or stop; the message ends with the last lines of its log."""
 
     exit_code = EXIT_NO_BROKER
 
 
-# ---------------------------------------------------------------- looking for a broker
+# ---------------------------------------------------------------- finding a broker
 
 
 def answers_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
@@ -60,22 +64,29 @@ def answers_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
         return False
 
 
-def find_server() -> "Path | None":
-    """The `rabbitmq-server` of this machine that an ordinary user may run."""
+def host_and_port(url: str) -> tuple[str, int]:
+    """The host and port of an AMQP URL; without a port, the scheme's default."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None  # config.load() rejects a URL without one
+    return parts.hostname, parts.port or AMQP_PORTS[parts.scheme]
+
+
+def find_server() -> Path | None:
+    """The `rabbitmq-server` of this machine that an ordinary user can run."""
     return next((path for path in _server_candidates() if path.is_file()), None)
 
 
-def _server_candidates():
+def _server_candidates() -> Iterator[Path]:
     debian = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
     found = shutil.which("rabbitmq-server")
     if found and Path(found).parent not in (Path("/usr/sbin"), Path("/sbin")):
         yield Path(found)
-    yield debian  # Debian's /usr/sbin wrapper refuses ordinary users (docs/facts.md, broker 22)
+    yield debian  # Debian's /usr/sbin wrapper rejects ordinary users (docs/facts.md, broker 22)
     if found:
         yield Path(found)
     for prefix in ("/opt/homebrew", "/usr/local", "/home/linuxbrew/.linuxbrew"):
         yield Path(prefix, "opt/rabbitmq/sbin/rabbitmq-server")
-    windows = Path(os.environ.get("ProgramFiles", r"C:\Program Files"), "RabbitMQ Server")
+    windows = Path(os.environ.get("PROGRAMFILES", r"C:\Program Files"), "RabbitMQ Server")
     yield from sorted(windows.glob("rabbitmq_server-*/sbin/rabbitmq-server.bat"), reverse=True)
 
 
@@ -83,14 +94,14 @@ def _server_candidates():
 
 
 class Node:
-    """One RabbitMQ node under `folder`; the same folder again is the same node again.
+    """One RabbitMQ node in `folder`; the same folder gives the same node again.
 
-    Ports that are not given are picked among the free ones. `guest` / `guest` may do anything.
+    Ports that are not given are chosen among the free ones. `guest` / `guest` has all permissions.
     The nodes of a cluster share one epmd. configuration: more lines for rabbitmq.conf.
     """
 
-    def __init__(self, folder: Path, port: "int | None" = None, management_port: "int | None" = None,
-                 epmd_port: "int | None" = None, configuration: str = ""):
+    def __init__(self, folder: Path, port: int | None = None, management_port: int | None = None,
+                 epmd_port: int | None = None, configuration: str = ""):
         self.folder = Path(folder).resolve()
         saved = self.folder / "ports.json"
         if saved.exists():
@@ -107,32 +118,32 @@ class Node:
         self._configuration = configuration
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
         self.management_url = f"http://127.0.0.1:{self.management_port}"
-        self._process = None
+        self._process: subprocess.Popen | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Node":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
-    def pid(self) -> "int | None":
-        """Process id of the node (of its process group too); None if this object started none."""
-        return self._process and self._process.pid
+    def pid(self) -> int | None:
+        """Process id of the node and of its group; None if this object did not start it."""
+        return self._process.pid if self._process else None
 
     @property
     def running(self) -> bool:
-        """Whether the node lives, started by this object or by an earlier program."""
+        """Whether the node runs, started by this object or by an earlier program."""
         if self._process is not None:
             return self._process.poll() is None
         return _accepts(self._ports["distribution"])
 
-    def _lives(self) -> bool:
-        """Like `running`, but true to the last breath: a stopping node closes its ports early."""
-        return self.running or self._process is None and _process_lives(self.folder / "pid")
+    def _has_process(self) -> bool:
+        """Like `running`, but also true while a stopping node has closed its ports already."""
+        return self.running or (self._process is None and _process_exists(self.folder / "pid"))
 
     def start(self, timeout: float = START_TIMEOUT_S) -> None:
-        """Start it, with the data it had, and return when it answers an AMQP handshake."""
+        """Start the node with the data in its folder; return when it answers an AMQP handshake."""
         if self._process is None:
             self._process = self._spawn()
         deadline = time.monotonic() + timeout
@@ -143,7 +154,7 @@ class Node:
             time.sleep(POLL_S)
 
     def kill(self) -> None:
-        """End it at once, as a power cut of the process would (SIGKILL to the whole group)."""
+        """Kill the node at once, without a shutdown (SIGKILL to its process group)."""
         if self._process is None:
             return
         if WINDOWS:
@@ -153,7 +164,7 @@ class Node:
         self._wait_for_exit(STOP_TIMEOUT_S)
 
     def stop(self) -> None:
-        """End it as an administrator would: connections are closed, data is written."""
+        """Shut the node down cleanly: it closes its connections and writes its data."""
         if self._process is None or WINDOWS:
             self.ctl("stop")
         else:
@@ -161,15 +172,15 @@ class Node:
         self._wait_for_exit(STOP_TIMEOUT_S)
 
     def freeze(self) -> None:
-        """Stop its clock (POSIX): connections stay open and nobody answers on them."""
+        """Suspend the node (POSIX): its connections stay open and get no answer."""
         self._signal_group(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on after `freeze`."""
+        """Resume the node after `freeze`."""
         self._signal_group(signal.SIGCONT)
 
     def ctl(self, *args: str, timeout: float = 60) -> str:
-        """What `rabbitmqctl ARGS` prints when run against this node; raises NodeError."""
+        """Run `rabbitmqctl ARGS` on this node and return its output. Raises NodeError."""
         server = _server()
         command = [str(server.with_name("rabbitmqctl" + server.suffix)), *args]
         done = subprocess.run(command, env=self._environment(), stdin=subprocess.DEVNULL,
@@ -180,11 +191,11 @@ class Node:
         return done.stdout
 
     def log(self) -> str:
-        """Everything the broker has written to its log so far."""
+        """The whole text of the broker's log."""
         return _read(self.folder / "broker.log")
 
     def close(self, keep_data: bool = False) -> None:
-        """Leave nothing behind: no node, no epmd, no folder (unless its data is to be kept)."""
+        """Kill the node and its epmd and delete its folder, unless keep_data is set."""
         self.kill()
         kill_epmd(self._ports["epmd"])
         if not keep_data:
@@ -193,12 +204,10 @@ class Node:
     def _spawn(self) -> subprocess.Popen:
         server = _server()
         self._write_configuration()
-        own_group = ({"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if WINDOWS
-                     else {"start_new_session": True})
         with open(self.folder / "console.log", "ab") as console:
             process = subprocess.Popen([str(server)], env=self._environment(), cwd=self.folder,
                                        stdin=subprocess.DEVNULL, stdout=console,
-                                       stderr=subprocess.STDOUT, **own_group)
+                                       stderr=subprocess.STDOUT, **own_group())
         (self.folder / "pid").write_text(str(process.pid), encoding="utf-8")
         return process
 
@@ -207,15 +216,15 @@ class Node:
         (self.folder / "rabbitmq.conf").write_text(
             "management.tcp.ip = 127.0.0.1\n"
             f"management.tcp.port = {self.management_port}\n"
-            # The default of 512 MiB is meant for a server, not for a laptop with tests on it.
+            # The default of 512 MiB is too much for a laptop that runs tests.
             "raft.wal_max_size_bytes = 67108864\n" + self._configuration, encoding="utf-8")
 
-    def _environment(self) -> "dict[str, str]":
+    def _environment(self) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items()
                      if not key.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))}
         folder = self.folder
         return inherited | {
-            "HOME": str(folder),  # where the Erlang cookie goes
+            "HOME": str(folder),  # the Erlang cookie is stored here
             "RABBITMQ_NODENAME": f"{self.name}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
@@ -231,21 +240,22 @@ class Node:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS":
                 "-kernel inet_dist_use_interface {127,0,0,1} +sbwt none"
                 f" -rabbit quorum_tick_interval {COUNTS_AT_MOST_MS}",
-            # Makes the start script become the broker instead of waiting for it as a parent:
-            # the process we started is the one we signal and wait for.
+            # With this the start script replaces itself with the broker instead of being its
+            # parent: signals and waits then reach the broker.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 
     def _wait_for_exit(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while self._lives():
+        while self._has_process():
             if time.monotonic() > deadline:
                 raise NodeError(f"RabbitMQ no terminó en {timeout:g} s:\n{self._tail()}")
             time.sleep(POLL_S)
         self._process = None
 
     def _signal_group(self, number: int) -> None:
-        os.killpg(self.pid, number)
+        assert self._process is not None
+        os.killpg(self._process.pid, number)
 
     def _tail(self, lines: int = 15) -> str:
         text = _read(self.folder / "console.log") + self.log()
@@ -253,7 +263,7 @@ class Node:
 
 
 def kill_epmd(port: int) -> None:
-    """epmd outlives its node; it refuses to die while it still knows a living one."""
+    """Stop the epmd that a stopped node leaves running; it exits only when no node is left."""
     deadline = time.monotonic() + EPMD_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -262,12 +272,12 @@ def kill_epmd(port: int) -> None:
                 if epmd.recv(2) == b"OK":
                     return
         except OSError:
-            return  # nobody listens there
+            return  # nothing listens there
         time.sleep(POLL_S)
 
 
-def free_port(wanted: "int | None" = None) -> int:
-    """A TCP port that nobody on 127.0.0.1 has: the wanted one if it is free."""
+def free_port(wanted: int | None = None) -> int:
+    """A free TCP port on 127.0.0.1: the wanted one if possible."""
     candidates = random.sample(PORTS, 100)
     for port in [wanted, *candidates] if wanted else candidates:
         if _is_free(port):
@@ -277,7 +287,7 @@ def free_port(wanted: "int | None" = None) -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        if not WINDOWS:  # there it would mean the opposite
+        if not WINDOWS:  # on Windows the option lets two processes bind one port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -286,15 +296,15 @@ def _is_free(port: int) -> bool:
             return False
 
 
-def _process_lives(pid_file: Path) -> bool:
+def _process_exists(pid_file: Path) -> bool:
     pid = _read(pid_file)
-    if WINDOWS or not pid:  # there os.kill(pid, 0) is no question but a Ctrl-C
+    if WINDOWS or not pid:  # on Windows os.kill(pid, 0) sends a Ctrl-C
         return False
     try:
         os.kill(int(pid), 0)
     except OSError:
         return False
-    # A container whose process 1 buries no dead keeps the ended node as a zombie.
+    # In a container whose process 1 does not reap children, an ended node stays as a zombie.
     return ") Z " not in _read(Path(f"/proc/{pid}/stat"))
 
 
@@ -321,7 +331,7 @@ def _read(path: Path) -> str:
 
 
 def create_vhost(management_url: str, user: str, password: str, name: str) -> None:
-    """Make a virtual host that `user` may do everything in. Raises OSError (urllib's own)."""
+    """Create a virtual host with all permissions for `user`. Raises OSError (from urllib)."""
     ask_management("PUT", management_url, user, password, f"vhosts/{quote(name, safe='')}")
     ask_management("PUT", management_url, user, password,
                    f"permissions/{quote(name, safe='')}/{quote(user, safe='')}",
@@ -329,19 +339,19 @@ def create_vhost(management_url: str, user: str, password: str, name: str) -> No
 
 
 def delete_vhost(management_url: str, user: str, password: str, name: str) -> None:
-    """Remove a virtual host with all that is in it. Raises OSError (urllib's own)."""
+    """Delete a virtual host and all that is in it. Raises OSError (from urllib)."""
     ask_management("DELETE", management_url, user, password, f"vhosts/{quote(name, safe='')}")
 
 
 def ask_management(method: str, management_url: str, user: str, password: str, path: str,
-                   body: "dict | None" = None):
-    """The JSON that the management API answers; None for an empty answer. Raises OSError (urllib's own)."""
+                   body: dict | None = None) -> Any:
+    """Return the management API's JSON, or None if it is empty. Raises OSError (from urllib)."""
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
         f"{management_url}/api/{path}", method=method, data=json.dumps(body or {}).encode(),
         headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"})
-    # No proxy from the environment: the broker is near, and the password is nobody else's.
+    # Ignore the environment's proxy: it must not see the password.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(request, timeout=30) as answer:
+    with direct.open(request, timeout=HTTP_TIMEOUT_S) as answer:
         text = answer.read()
     return json.loads(text) if text else None

@@ -1,4 +1,4 @@
-"""`kit.py test`: the tests, on private brokers that they may kill."""
+"""`kit.py test`: run the tests on private brokers, which the tests may kill."""
 
 import os
 import subprocess
@@ -15,23 +15,23 @@ SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
 
 
 def main(yes: bool, faults: bool, pytest_arguments: list[str]) -> int:
-    """Run pytest; its exit code is ours, and its closing line the last one."""
+    """Run pytest and return its exit code; its closing line is the last one printed."""
     broker.require_server(yes)
     if yes and has_apt() and not has_smtp_server():
         apt_install(SMTP_PACKAGE)
     sys.stdout.flush()
-    # With it set, a missing broker is an error, not a skipped test.
+    # With this variable a missing broker fails the tests instead of skipping them.
     environment = os.environ | {"KIT_REQUIRE_BROKER": "1"}
-    wanted = ["--faults"] if faults else []
-    process = subprocess.Popen([sys.executable, "-m", "pytest", *wanted, *pytest_arguments],
+    options = ["--faults"] if faults else []
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *options, *pytest_arguments],
                                cwd=ROOT, env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.wait()  # pytest got the same Ctrl-C and is clearing away its brokers
+        process.wait()  # pytest also receives the Ctrl-C and stops its brokers
         return EXIT_INTERRUPTED
 
 
 def has_smtp_server() -> bool:
-    """Whether tests/smtp_server.py can run here."""
+    """Whether this machine can run tests/smtp_server.py."""
     return failure_of([SMTP_PYTHON, "-c", f"import {SMTP_MODULE}"], 60) is None

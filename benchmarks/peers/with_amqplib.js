@@ -1,4 +1,5 @@
-// amqplib: a confirm channel, a callback for each message, at most 1000 unconfirmed, a pause when publish says false.
+// amqplib: a confirm channel with a callback for each message, at most 1000 of them unconfirmed.
+// It pauses while publish() returns false.
 // https://amqp-node.github.io/amqplib/channel_api.html (Flow control, ConfirmChannel)
 'use strict';
 
@@ -26,7 +27,8 @@ async function publish(url, count, body) {
       while (room && sent < count && sent - confirmed < WINDOW) {
         room = channel.publish('user_events', '', body, {
           contentType: 'application/cloudevents+json', type: 'UsuarioCreado', appId: 'ecomarket',
-          timestamp: Math.floor(Date.now() / 1000), messageId: String(sent), deliveryMode: 2, mandatory: true,
+          timestamp: Math.floor(Date.now() / 1000), messageId: String(sent), deliveryMode: 2,
+          mandatory: true,
         }, onConfirm);
         sent++;
       }
@@ -55,7 +57,7 @@ async function consume(url, count, mode) {
     if (done === count) finish();
   });
   await finished;
-  await channel.cancel(consumerTag); // closing at once can lose acks: rabbitmq-server issue 10327
+  await channel.cancel(consumerTag); // a close alone can lose acks: rabbitmq-server issue 10327
   await connection.close();
 }
 
@@ -67,4 +69,7 @@ async function main(role, url, count, option = 'each') {
   console.log((performance.now() - started) / 1000);
 }
 
-main(...process.argv.slice(2)).catch((error) => { console.error(error.message); process.exit(1); });
+main(...process.argv.slice(2)).catch((error) => {
+  console.error(error.message);
+  process.exit(1);
+});

@@ -1,7 +1,7 @@
-"""AMQPStorm: confirm_deliveries, then each basic.publish waits for its own confirm; there is no other way yet.
+"""AMQPStorm: confirm_deliveries; each basic.publish waits for its own confirm.
 
-https://github.com/eandersson/amqpstorm/issues/116 (no asynchronous confirms); examples/simple_publisher_confirms.py,
-examples/simple_consumer.py
+It has no asynchronous confirms: https://github.com/eandersson/amqpstorm/issues/116
+Based on its examples/simple_publisher_confirms.py and examples/simple_consumer.py.
 """
 
 import sys
@@ -18,9 +18,9 @@ def publish(url, count, body):
         for number in range(count):
             properties = {
                 "content_type": "application/cloudevents+json", "message_type": "UsuarioCreado",
-                "app_id": "ecomarket", "timestamp": datetime.now(timezone.utc), "message_id": str(number),
-                "delivery_mode": 2}
-            # raises AMQPMessageError when it is returned; False: it is refused
+                "app_id": "ecomarket", "timestamp": datetime.now(timezone.utc),
+                "message_id": str(number), "delivery_mode": 2}
+            # Raises AMQPMessageError if the message is returned; False if it is refused.
             if not channel.basic.publish(body, "", "user_events", properties, mandatory=True):
                 sys.exit("the broker refused a message")
 
@@ -47,7 +47,9 @@ def consume(url, count, mode):
 
 
 def main(role, url, count, option="each"):
-    work, argument = (publish, Path(option).read_bytes()) if role == "publish" else (consume, option)
+    publishes = role == "publish"
+    argument = Path(option).read_bytes() if publishes else option
+    work = publish if publishes else consume
     started = time.perf_counter()
     work(url, int(count), argument)
     print(time.perf_counter() - started)

@@ -1,6 +1,7 @@
-"""kombu over py-amqp: confirm_publish, then each publish waits for its own confirm; no faster way is documented.
+"""kombu over py-amqp: confirm_publish; each publish waits for its own confirm.
 
-https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.transport.pyamqp.html (Publisher confirms)
+No faster way is documented:
+https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.transport.pyamqp.html
 """
 
 import sys
@@ -14,11 +15,11 @@ def publish(url, count, body):
     with Connection(url, transport_options={"confirm_publish": True}) as connection:
         producer = Producer(connection)
         for number in range(count):
-            # raises MessageNacked when it is refused, the broker's error when it is returned
+            # Raises MessageNacked if the message is refused, the broker's error if returned.
             producer.publish(
                 body, exchange="user_events", routing_key="", mandatory=True, delivery_mode=2,
-                content_type="application/cloudevents+json", type="UsuarioCreado", app_id="ecomarket",
-                timestamp=int(time.time()), message_id=str(number))
+                content_type="application/cloudevents+json", type="UsuarioCreado",
+                app_id="ecomarket", timestamp=int(time.time()), message_id=str(number))
 
 
 def consume(url, count, mode):
@@ -36,14 +37,16 @@ def consume(url, count, mode):
 
     with Connection(url) as connection:
         queue = Queue("loyalty_queue", no_declare=True)
-        # on_message instead of callbacks: it gets the message without decoding its body
+        # on_message, unlike callbacks, gets the message without decoding its body.
         with Consumer(connection, [queue], on_message=on_message, prefetch_count=200):
             while done < count:
                 connection.drain_events()
 
 
 def main(role, url, count, option="each"):
-    work, argument = (publish, Path(option).read_bytes()) if role == "publish" else (consume, option)
+    publishes = role == "publish"
+    argument = Path(option).read_bytes() if publishes else option
+    work = publish if publishes else consume
     started = time.perf_counter()
     work(url, int(count), argument)
     print(time.perf_counter() - started)

@@ -1,6 +1,7 @@
-"""pika's BlockingConnection: confirm_delivery, then each basic_publish waits for its confirm; it has no faster way.
+"""pika's BlockingConnection: confirm_delivery; each basic_publish waits for its own confirm.
 
-https://pika.readthedocs.io/en/stable/examples/blocking_delivery_confirmations.html, examples/blocking_consume.html
+It has no faster way: https://pika.readthedocs.io/en/stable/examples/
+(blocking_delivery_confirmations.html, blocking_consume.html)
 """
 
 import sys
@@ -18,7 +19,7 @@ def publish(url, count, body):
         properties = pika.BasicProperties(
             content_type="application/cloudevents+json", type="UsuarioCreado", app_id="ecomarket",
             timestamp=int(time.time()), message_id=str(number), delivery_mode=2)
-        # raises UnroutableError when it is returned, NackError when it is refused
+        # Raises UnroutableError if the message is returned, NackError if it is refused.
         channel.basic_publish("user_events", "", body, properties, mandatory=True)
     connection.close()
 
@@ -47,7 +48,9 @@ def consume(url, count, mode):
 
 
 def main(role, url, count, option="each"):
-    work, argument = (publish, Path(option).read_bytes()) if role == "publish" else (consume, option)
+    publishes = role == "publish"
+    argument = Path(option).read_bytes() if publishes else option
+    work = publish if publishes else consume
     started = time.perf_counter()
     work(url, int(count), argument)
     print(time.perf_counter() - started)

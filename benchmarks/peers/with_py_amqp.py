@@ -1,6 +1,6 @@
-"""py-amqp: confirm_select and a callback in events["basic_ack"]: many publishes wait for their confirms at once.
+"""py-amqp: confirm_select and a callback for basic_ack; many publishes are in flight at once.
 
-https://github.com/celery/py-amqp#readme (Publisher confirms; it says append, but it is a set)
+https://github.com/celery/py-amqp#readme (its "append" is wrong: events["basic_ack"] is a set)
 """
 
 import sys
@@ -16,8 +16,9 @@ WINDOW = 1000
 
 def connect(url):
     parts = urlsplit(url)
-    return amqp.Connection(f"{parts.hostname}:{parts.port}", unquote(parts.username), unquote(parts.password),
-                           virtual_host=unquote(parts.path[1:]))
+    return amqp.Connection(
+        f"{parts.hostname}:{parts.port}", unquote(parts.username), unquote(parts.password),
+        virtual_host=unquote(parts.path[1:]))
 
 
 def publish(url, count, body):
@@ -37,10 +38,11 @@ def publish(url, count, body):
         channel.confirm_select()
         channel.events["basic_ack"].add(on_ack)
         channel.events["basic_nack"].add(on_nack)
-        for number in range(1, count + 1):  # the delivery tags of confirms count from 1
+        for number in range(1, count + 1):  # the delivery tags of confirms start at 1
             message = amqp.Message(
-                body, content_type="application/cloudevents+json", type="UsuarioCreado", app_id="ecomarket",
-                timestamp=int(time.time()), message_id=str(number), delivery_mode=2)
+                body, content_type="application/cloudevents+json", type="UsuarioCreado",
+                app_id="ecomarket", timestamp=int(time.time()), message_id=str(number),
+                delivery_mode=2)
             channel.basic_publish(message, exchange="user_events", routing_key="", mandatory=True)
             unconfirmed.append(number)
             while len(unconfirmed) >= WINDOW:
@@ -68,11 +70,13 @@ def consume(url, count, mode):
         tag = channel.basic_consume("loyalty_queue", callback=on_message)
         while done < count:
             connection.drain_events()
-        channel.basic_cancel(tag)  # closing at once can lose acks: rabbitmq-server issue 10327
+        channel.basic_cancel(tag)  # a close alone can lose acks: rabbitmq-server issue 10327
 
 
 def main(role, url, count, option="each"):
-    work, argument = (publish, Path(option).read_bytes()) if role == "publish" else (consume, option)
+    publishes = role == "publish"
+    argument = Path(option).read_bytes() if publishes else option
+    work = publish if publishes else consume
     started = time.perf_counter()
     work(url, int(count), argument)
     print(time.perf_counter() - started)

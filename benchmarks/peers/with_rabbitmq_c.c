@@ -1,6 +1,7 @@
 /* rabbitmq-c: confirm.select, at most 1000 unconfirmed messages, each confirm read as a frame.
  *
- * Advised by its author: https://github.com/alanxz/rabbitmq-c/issues/766; how to read frames: examples/amqp_consumer.c
+ * Its author recommends this: https://github.com/alanxz/rabbitmq-c/issues/766
+ * examples/amqp_consumer.c shows how to read frames.
  * cc -O2 with_rabbitmq_c.c -lrabbitmq
  */
 
@@ -12,7 +13,14 @@
 #include <string.h>
 #include <time.h>
 
-enum { CHANNEL = 1, WINDOW = 1000, PREFETCH = 200, ACK_EVERY = 100, FRAME_MAX = 131072, BODY_MAX = 1 << 20 };
+enum {
+    CHANNEL = 1,
+    WINDOW = 1000,
+    PREFETCH = 200,
+    ACK_EVERY = 100,
+    FRAME_MAX = 131072,
+    BODY_MAX = 1 << 20
+};
 
 static void die(const char *what)
 {
@@ -45,7 +53,8 @@ static amqp_connection_state_t open_connection(char *url)
     check(amqp_parse_url(url, &info), "URL");
     amqp_connection_state_t connection = amqp_new_connection();
     check(amqp_socket_open(amqp_tcp_socket_new(connection), info.host, info.port), "connect");
-    check_reply(amqp_login(connection, info.vhost, 0, FRAME_MAX, 0, AMQP_SASL_METHOD_PLAIN, info.user, info.password),
+    check_reply(amqp_login(connection, info.vhost, 0, FRAME_MAX, 0, AMQP_SASL_METHOD_PLAIN,
+                           info.user, info.password),
                 "login");
     amqp_channel_open(connection, CHANNEL);
     check_reply(amqp_get_rpc_reply(connection), "channel.open");
@@ -59,7 +68,7 @@ static void close_connection(amqp_connection_state_t connection)
     amqp_destroy_connection(connection);
 }
 
-/* Waits for one basic.ack; marks in confirmed[] what it confirms and returns how many messages are new there. */
+/* Waits for one basic.ack, marks its messages in confirmed[] and returns how many are new there. */
 static long read_confirm(amqp_connection_state_t connection, char *confirmed, uint64_t *lowest)
 {
     amqp_frame_t frame;
@@ -68,8 +77,9 @@ static long read_confirm(amqp_connection_state_t connection, char *confirmed, ui
     if (frame.frame_type != AMQP_FRAME_METHOD || frame.payload.method.id != AMQP_BASIC_ACK_METHOD)
         die("the broker refused or returned a message, or closed the channel");
     amqp_basic_ack_t *ack = frame.payload.method.decoded;
+    uint64_t first = ack->multiple ? *lowest : ack->delivery_tag;
     long found = 0;
-    for (uint64_t tag = ack->multiple ? *lowest : ack->delivery_tag; tag <= ack->delivery_tag; tag++) {
+    for (uint64_t tag = first; tag <= ack->delivery_tag; tag++) {
         found += !confirmed[tag];
         confirmed[tag] = 1;
     }
@@ -82,20 +92,21 @@ static void publish(char *url, long count, amqp_bytes_t body)
 {
     amqp_basic_properties_t properties = {
         ._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_TYPE_FLAG | AMQP_BASIC_APP_ID_FLAG
-            | AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_MESSAGE_ID_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG,
+            | AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_MESSAGE_ID_FLAG
+            | AMQP_BASIC_DELIVERY_MODE_FLAG,
         .content_type = amqp_cstring_bytes("application/cloudevents+json"),
         .type = amqp_cstring_bytes("UsuarioCreado"),
         .app_id = amqp_cstring_bytes("ecomarket"),
         .delivery_mode = AMQP_DELIVERY_PERSISTENT,
     };
     amqp_bytes_t exchange = amqp_cstring_bytes("user_events");
-    char *confirmed = calloc(count + 1, 1);  /* by delivery tag, which counts from 1 */
+    char *confirmed = calloc(count + 1, 1);  /* indexed by delivery tag, which starts at 1 */
     uint64_t lowest = 1;
     amqp_connection_state_t connection = open_connection(url);
     amqp_confirm_select(connection, CHANNEL);
     check_reply(amqp_get_rpc_reply(connection), "confirm.select");
     for (long sent = 0, done = 0; done < count;) {
-        if (sent == count || sent - done == WINDOW) {  /* faster than to look for confirms in between */
+        if (sent == count || sent - done == WINDOW) {  /* polling for confirms is slower */
             done += read_confirm(connection, confirmed, &lowest);
             continue;
         }
@@ -103,7 +114,8 @@ static void publish(char *url, long count, amqp_bytes_t body)
         snprintf(id, sizeof id, "%ld", ++sent);
         properties.message_id = amqp_cstring_bytes(id);
         properties.timestamp = time(NULL);
-        check(amqp_basic_publish(connection, CHANNEL, exchange, amqp_empty_bytes, 1, 0, &properties, body),
+        check(amqp_basic_publish(connection, CHANNEL, exchange, amqp_empty_bytes, 1, 0,
+                                 &properties, body),
               "basic.publish");
     }
     close_connection(connection);
@@ -126,7 +138,8 @@ static void consume(char *url, long count, int each)
             check(amqp_basic_ack(connection, CHANNEL, envelope.delivery_tag, !each), "basic.ack");
         amqp_destroy_envelope(&envelope);
     }
-    amqp_basic_cancel(connection, CHANNEL, consumer);  /* closing at once can lose acks: rabbitmq-server issue 10327 */
+    /* A close alone can lose acks: rabbitmq-server issue 10327. */
+    amqp_basic_cancel(connection, CHANNEL, consumer);
     check_reply(amqp_get_rpc_reply(connection), "basic.cancel");
     close_connection(connection);
 }

@@ -1,4 +1,4 @@
-"""One account for every fault: what was attempted and confirmed, and where each event is now."""
+"""The account at the end of every fault: what was confirmed, and where each event is now."""
 
 import sqlite3
 import uuid
@@ -13,7 +13,7 @@ from tools.node import ask_management
 
 @dataclass(frozen=True)
 class Account:
-    """Event ids, per consumer where it says so; taking it takes the messages out of their queues."""
+    """Event ids. `effects`, `dead` and `queued` have one entry per consumer."""
 
     attempted: int
     confirmed: set[str]
@@ -22,8 +22,9 @@ class Account:
     queued: dict[str, Counter]
 
     def lost(self) -> dict[str, set[str]]:
-        """What was confirmed and is nowhere; only the consumers that miss something."""
-        missing = {name: self.confirmed - self.effects[name] - set(self.dead[name]) - set(self.queued[name])
+        """Return the confirmed events that are nowhere, per consumer that misses any."""
+        missing = {name: self.confirmed - self.effects[name] - set(self.dead[name])
+                   - set(self.queued[name])
                    for name in CONSUMERS}
         return {name: ids for name, ids in missing.items() if ids}
 
@@ -38,7 +39,7 @@ class Account:
 
 
 def take(kit, attempted: int, confirmed: set[str]) -> Account:
-    """The account of a vhost at rest: publisher and consumers have ended."""
+    """Take the account of a vhost without running scripts. This consumes all its messages."""
     dead = {name: Counter() for name in CONSUMERS}
     for properties, body in kit.messages(DEAD_LETTER_QUEUE):
         dead[read(properties, body).consumer][properties.message_id] += 1
@@ -46,11 +47,12 @@ def take(kit, attempted: int, confirmed: set[str]) -> Account:
     for name in CONSUMERS:
         for queue in topology(kit.settings, name)[1:]:
             queued[name].update(properties.message_id for properties, _ in kit.messages(queue.name))
-    return Account(attempted, confirmed, {name: effects(kit, name) for name in CONSUMERS}, dead, queued)
+    return Account(attempted, confirmed, {name: effects(kit, name) for name in CONSUMERS},
+                   dead, queued)
 
 
 def ledger(kit, consumer: str) -> set[str]:
-    """The ids of the events that a consumer has noted as done."""
+    """Return the ids of the events in a consumer's ledger."""
     if not (kit.state / f"{consumer}.db").exists():
         return set()
     with closing(sqlite3.connect(kit.state / f"{consumer}.db", timeout=10)) as db:
@@ -58,36 +60,42 @@ def ledger(kit, consumer: str) -> set[str]:
 
 
 def count_done(kit, consumer: str) -> int:
-    """How many these are: cheap enough to ask again and again, and nothing is made by asking."""
-    with suppress(sqlite3.OperationalError), closing(  # not there yet
-            sqlite3.connect(f"{(kit.state / consumer).as_uri()}.db?mode=ro", uri=True, timeout=10)) as db:
+    """Count the events in a consumer's ledger. This is cheap and creates no file."""
+    with suppress(sqlite3.OperationalError), closing(  # no such file yet
+            sqlite3.connect(f"{(kit.state / consumer).as_uri()}.db?mode=ro", uri=True,
+                            timeout=10)) as db:
         return db.execute("SELECT count(*) FROM done").fetchone()[0]
     return 0
 
 
 def effects(kit, consumer: str) -> set[str]:
-    """The ids of the events done by a consumer, once it is checked that each has had its effect once.
+    """Check that each event in a consumer's ledger has had one effect, and return the ids.
 
-    The effect is read where it is, not in the ledger: points, counters, files.
+    The effects are points, counters and files, not the rows of the ledger itself.
     """
     done = ledger(kit, consumer)
     if not done:
         return done
     with closing(sqlite3.connect(kit.state / f"{consumer}.db", timeout=10)) as db:
-        if consumer == "loyalty":  # each event has a user of its own
-            assert db.execute("SELECT count(*), total(points), max(points) FROM accounts").fetchone() == (
-                len(done), 100 * len(done), 100)
+        if consumer == "loyalty":  # each event has its own user
+            assert db.execute("SELECT count(*), total(points), max(points)"
+                              " FROM accounts").fetchone() == (len(done), 100 * len(done), 100)
         elif consumer == "analytics":
-            assert db.execute("SELECT total(count) FROM counters WHERE kind = 'by_type'").fetchone() == (len(done),)
+            assert db.execute("SELECT total(count) FROM counters"
+                              " WHERE kind = 'by_type'").fetchone() == (len(done),)
     if consumer == "email":
-        files = Counter(path.name.partition(".")[0] for path in (kit.state / "outbox" / "new").glob("*"))
+        files = Counter(path.name.partition(".")[0]
+                        for path in (kit.state / "outbox" / "new").glob("*"))
         assert files == Counter(done)
         assert not list((kit.state / "outbox" / "tmp").glob("*"))
     return done
 
 
 def totals(kit) -> dict[str, int]:
-    """Queue -> all its messages: ready, unacknowledged, expired and not yet moved on; up to 5 s old."""
+    """Return queue -> number of messages, up to 5 s old.
+
+    The number includes unacked messages, and expired ones that are not dead-lettered yet.
+    """
     vhost = kit.url.rpartition("/")[2]
     return {queue["name"]: queue.get("messages", 0) for queue in ask_management(
         "GET", kit.node.management_url, "guest", "guest",

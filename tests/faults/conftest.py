@@ -1,6 +1,6 @@
-"""What every fault has in common: a vhost of its own, scripts under the fault, one account at the end.
+"""Fixtures of all fault tests: each test has its own vhost and ends with an account of its events.
 
-One node serves all faults of a run: they kill it, freeze it, start it again, one after the other.
+One node serves all fault tests of a run. They kill, freeze and restart it one after the other.
 """
 
 import logging
@@ -14,9 +14,8 @@ from tests.faults.proxy import Proxy
 from tests.faults.scene import Scene
 from tools.node import Node, create_vhost, delete_vhost
 
-
-collect_ignore_glob = ["test_*"] if os.name == "nt" else []  # Windows can freeze no process
-logging.getLogger("pika").setLevel(logging.CRITICAL)  # a failing test shows its own story
+collect_ignore_glob = ["test_*"] if os.name == "nt" else []  # Windows cannot freeze a process
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # the log would hide the test's own messages
 
 
 @pytest.fixture(scope="session")
@@ -27,20 +26,20 @@ def fault_node(server, tmp_path_factory):
 
 @pytest.fixture
 def scene(fault_node, tmp_path):
-    """The kit in a vhost of its own, on a node that may be killed: scene.node."""
+    """Return a Scene in its own vhost, on a node that the test may kill: scene.node."""
     fault_node.start()
     vhost = f"fault-{uuid.uuid4().hex[:8]}"
     create_vhost(fault_node.management_url, "guest", "guest", vhost)
     own = Scene(Kit(fault_node.url.replace("%2F", vhost), tmp_path / "state", node=fault_node))
     yield own
     own.kit.close()
-    if fault_node.running:  # one that has just started is not ready for it
+    if fault_node.running:  # a node that has just started is not ready for this
         delete_vhost(fault_node.management_url, "guest", "guest", vhost)
 
 
 @pytest.fixture
 def proxy(scene):
-    """Stands between the scene's scripts and the node; the test itself looks past it."""
+    """Put a proxy between the scripts and the node. The test itself bypasses it."""
     between = Proxy(scene.node.port)
     scene.through(between.port)
     yield between

@@ -1,6 +1,6 @@
-"""Runs a consumer's script that every event of a Veneno kills: python deadly.py BATCH SCRIPT.
+"""Run a consumer that dies on every event with the name Veneno: python deadly.py BATCH SCRIPT.
 
-The first BATCH deliveries are handled in one transaction, however long they take to come.
+The consumer handles the first BATCH deliveries in one transaction.
 """
 
 import os
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # as for a script that lies there
+sys.path[0] = str(ROOT)  # as for a script in the root folder
 
 from common import config, consumer, consuming  # noqa: E402
 from common.deliveries import Deliveries  # noqa: E402
@@ -20,7 +20,7 @@ from common.deliveries import Deliveries  # noqa: E402
 POLL_S = 0.01
 
 
-def handled_in_one_batch(size: int) -> None:
+def handle_first_deliveries_in_one_batch(size: int) -> None:
     take = Deliveries.take
 
     def take_all(self, most, timeout_s):
@@ -33,23 +33,23 @@ def handled_in_one_batch(size: int) -> None:
     consuming.BATCH_S = 60
 
 
-def killed_by_veneno() -> None:
+def kill_on_veneno() -> None:
     main = consumer.main
 
-    def deadly(ours, *arguments):
+    def deadly_main(definition, *arguments):
         def handle(event, state):
             if event.nombre == "Veneno":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return ours.handle(event, state)
-        if not isinstance(ours, consumer.Consumer):  # made from the settings
-            ours = ours(config.load())
-        return main(replace(ours, handle=handle), *arguments)
+            return definition.handle(event, state)
+        if not isinstance(definition, consumer.Consumer):  # a function of the settings
+            definition = definition(config.load())
+        return main(replace(definition, handle=handle), *arguments)
 
-    consumer.main = deadly
+    consumer.main = deadly_main
 
 
 if __name__ == "__main__":
     size, *sys.argv = sys.argv[1:]
-    handled_in_one_batch(int(size))
-    killed_by_veneno()
+    handle_first_deliveries_in_one_batch(int(size))
+    kill_on_veneno()
     runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

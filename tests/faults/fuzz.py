@@ -1,4 +1,4 @@
-"""Hostile messages without end, the same for the same seed: none of the bodies is an event."""
+"""Random hostile messages, reproducible by seed. No body is a valid event."""
 
 import json
 import random
@@ -13,57 +13,66 @@ from common.exchange import DEAD_LETTER_QUEUE
 from common.retry import BROKERS_OWN, DECIDING, TOLD
 from tests.test_hostile_messages import ESCAPES, Raw, nested
 
-ODD = ["", " ", "\x00", ESCAPES, "ñ" * 127, "m" * 255, "漢😀", "\u202e", b"\xff\xfe", b"\xc0\x80" * 127, "0", "-1",
-       "guest", "email_queue", "../../etc", "UsuarioCreado", "application/json"]
-LARGE = [2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**300, -(2**31) - 1, -(2**63), -(2**63) - 1]
-NAMES = [*DECIDING, *TOLD, *(f"{name}queue" for name in BROKERS_OWN), "x-death", "x-delivery-count", "CC ", "n" * 255,
-         b"\xff\xfe", "", "x-\x00", "trace", "x-dead-letter-exchange", "x-message-ttl"]
-PARTS = ["attempt", "failed_at", "to", "consumer", "mode", "number", "queue", "reason", "count", "time"]
-NUMBERS = [b"NaN", b"-Infinity", b"9" * 5000, b"1e99999", b"-0", b"01", b"0x1", b"1.", b"+1", b"1e", b"--1"]
-FIELDS = ["specversion", "id", "source", "type", "time", "data", "user_id", "nombre", "email", "more"]
+ODD = ["", " ", "\x00", ESCAPES, "ñ" * 127, "m" * 255, "漢😀", "\u202e", b"\xff\xfe",
+       b"\xc0\x80" * 127, "0", "-1", "guest", "email_queue", "../../etc", "UsuarioCreado",
+       "application/json"]
+LARGE = [2**31, 2**32, 2**53, 2**63 - 1, 2**63, 2**64, 10**300, -(2**31) - 1, -(2**63),
+         -(2**63) - 1]
+NAMES = [*DECIDING, *TOLD, *(f"{name}queue" for name in BROKERS_OWN), "x-death", "x-delivery-count",
+         "CC ", "n" * 255, b"\xff\xfe", "", "x-\x00", "trace", "x-dead-letter-exchange",
+         "x-message-ttl"]
+PARTS = ["attempt", "failed_at", "to", "consumer", "mode", "number", "queue", "reason",
+         "count", "time"]
+NUMBERS = [b"NaN", b"-Infinity", b"9" * 5000, b"1e99999", b"-0", b"01", b"0x1", b"1.", b"+1",
+           b"1e", b"--1"]
+FIELDS = ["specversion", "id", "source", "type", "time", "data", "user_id", "nombre",
+          "email", "more"]
 
 
 # ---------------------------------------------------------------- bodies
 
 
 def body(rng: random.Random) -> bytes:
-    """Bytes that decode refuses."""
+    """Return bytes that events.decode rejects."""
     while True:
-        made = rng.choice(BODIES)(rng)
+        result = rng.choice(BODIES)(rng)
         try:
-            events.decode(made)
+            events.decode(result)
         except events.MalformedEvent:
-            return made
+            return result
 
 
 def valid(rng: random.Random) -> bytes:
     ids = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(2)]
     nombre = rng.choice(["Ana", "José 🎉", "x" * events.MAX_NAME])
     return events.encode(
-        events.Event(ids[0], events.USER_CREATED, "2024-02-29T23:59:59.999Z", ids[1], nombre, "ana@eco.com"))
+        events.Event(ids[0], events.USER_CREATED, "2024-02-29T23:59:59.999Z", ids[1], nombre,
+                     "ana@eco.com"))
 
 
-def flipped(rng: random.Random) -> bytes:
-    made = bytearray(valid(rng))
+def with_flipped_bits(rng: random.Random) -> bytes:
+    result = bytearray(valid(rng))
     for _ in range(rng.randint(1, 8)):
-        made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
-    return bytes(made)
+        result[rng.randrange(len(result))] ^= 1 << rng.randrange(8)
+    return bytes(result)
 
 
 def with_hole(rng: random.Random) -> bytes:
-    made = valid(rng)
-    start, end = sorted(rng.choices(range(len(made) + 1), k=2))
-    return made[:start] + made[end:]
+    result = valid(rng)
+    start, end = sorted(rng.choices(range(len(result) + 1), k=2))
+    return result[:start] + result[end:]
 
 
-def spliced(rng: random.Random) -> bytes:
-    """Two halves that do not belong together, or bytes in the middle that belong nowhere."""
-    made, other = valid(rng), rng.choice([valid(rng), rng.randbytes(20), b"\x00", b"\xef\xbb\xbf", b'"', b"}", b"\\u"])
-    at = rng.randrange(len(made))
-    return made[:at] + other + made[at:] * rng.randrange(2)
+def with_inserted_bytes(rng: random.Random) -> bytes:
+    """Insert other bytes in the middle; sometimes drop the second half."""
+    result = valid(rng)
+    other = rng.choice([valid(rng), rng.randbytes(20), b"\x00", b"\xef\xbb\xbf",
+                        b'"', b"}", b"\\u"])
+    at = rng.randrange(len(result))
+    return result[:at] + other + result[at:] * rng.randrange(2)
 
 
-def of_wrong_type(rng: random.Random) -> bytes:
+def with_wrong_type(rng: random.Random) -> bytes:
     envelope = json.loads(valid(rng))
     data = envelope["data"]
     for field in rng.sample(FIELDS, rng.randint(1, 3)):
@@ -72,8 +81,9 @@ def of_wrong_type(rng: random.Random) -> bytes:
 
 
 def with_doubled_field(rng: random.Random) -> bytes:
-    """Of two equal keys the last one counts."""
-    return valid(rng)[:-1] + b',"%s":%s}' % (rng.choice(FIELDS).encode(), json.dumps(json_value(rng)).encode())
+    """Repeat a key. The last value counts."""
+    return valid(rng)[:-1] + b',"%s":%s}' % (rng.choice(FIELDS).encode(),
+                                             json.dumps(json_value(rng)).encode())
 
 
 def with_wild_number(rng: random.Random) -> bytes:
@@ -87,12 +97,13 @@ def deep(rng: random.Random) -> bytes:
     return rng.choice([nested, valid(rng)[:-1] + b',"more":' + nested + b"}"])
 
 
-def bare(rng: random.Random) -> bytes:
+def bare_value(rng: random.Random) -> bytes:
     return json.dumps(json_value(rng)).encode()
 
 
-def otherwise_encoded(rng: random.Random) -> bytes:
-    return valid(rng).decode().encode(rng.choice(["utf-16", "utf-32-be", "utf-7", "cp500"]), "replace")
+def in_another_encoding(rng: random.Random) -> bytes:
+    return valid(rng).decode().encode(rng.choice(["utf-16", "utf-32-be", "utf-7", "cp500"]),
+                                      "replace")
 
 
 def too_large(rng: random.Random) -> bytes:
@@ -100,34 +111,39 @@ def too_large(rng: random.Random) -> bytes:
 
 
 def json_value(rng: random.Random, depth: int = 0):
-    """A value for any field; also NaN and lone surrogates, which Python's json writes without a word."""
+    """Return a value for any field, including NaN and lone surrogates, which json accepts."""
     kind = rng.randrange(9 if depth < 4 else 7)
     if kind == 7:
         return [json_value(rng, depth + 1) for _ in range(rng.randrange(4))]
     if kind == 8:
         return {rng.choice(FIELDS): json_value(rng, depth + 1) for _ in range(rng.randrange(4))}
     return rng.choice([
-        None, rng.random() < 0.5, rng.choice(LARGE), rng.choice([0, -0.0, 1e300, float("nan"), float("inf")]),
-        "x" * rng.randrange(400), rng.choice([ESCAPES, "\ud800", "\udfff\ud800", "", "1.0", "\x00", "a@b"]),
+        None, rng.random() < 0.5, rng.choice(LARGE),
+        rng.choice([0, -0.0, 1e300, float("nan"), float("inf")]),
+        "x" * rng.randrange(400),
+        rng.choice([ESCAPES, "\ud800", "\udfff\ud800", "", "1.0", "\x00", "a@b"]),
         "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(20)))])
 
 
 BODIES: list[Callable[[random.Random], bytes]] = [
-    flipped, with_hole, spliced, of_wrong_type, with_doubled_field, with_wild_number, deep, bare, otherwise_encoded,
-    too_large, lambda rng: rng.randbytes(rng.randrange(400)), lambda rng: rng.randbytes(1) * rng.randrange(99)]
+    with_flipped_bits, with_hole, with_inserted_bytes, with_wrong_type, with_doubled_field,
+    with_wild_number, deep, bare_value, in_another_encoding, too_large,
+    lambda rng: rng.randbytes(rng.randrange(400)),
+    lambda rng: rng.randbytes(1) * rng.randrange(99)]
 
 
 # ---------------------------------------------------------------- properties
 
 
 def properties(rng: random.Random) -> pika.BasicProperties:
-    """Each property there or not, and odd; only what the broker itself would refuse or act upon is left out."""
+    """Set random properties to odd values that the broker neither rejects nor acts upon."""
     def now_and_then(*values):
         return rng.choice(values) if rng.random() < 0.4 else None
 
     return pika.BasicProperties(
-        content_type=now_and_then(*ODD), content_encoding=now_and_then(*ODD), correlation_id=now_and_then(*ODD),
-        reply_to=now_and_then(*ODD), message_id=now_and_then(*ODD, rng.randbytes(rng.randrange(256))),
+        content_type=now_and_then(*ODD), content_encoding=now_and_then(*ODD),
+        correlation_id=now_and_then(*ODD), reply_to=now_and_then(*ODD),
+        message_id=now_and_then(*ODD, rng.randbytes(rng.randrange(256))),
         type=now_and_then(*ODD), app_id=now_and_then(*ODD), cluster_id=now_and_then(*ODD),
         user_id=now_and_then("guest"), expiration=now_and_then("600000", "4294967295"),
         delivery_mode=now_and_then(1, 2), priority=now_and_then(0, 9, 255),
@@ -137,22 +153,27 @@ def properties(rng: random.Random) -> pika.BasicProperties:
 def headers(rng: random.Random) -> dict | None:
     if rng.random() < 0.2:
         return None
-    made = {rng.choice(NAMES): Raw(field(rng)) for _ in range(rng.randrange(6))}
+    result = {rng.choice(NAMES): Raw(field(rng)) for _ in range(rng.randrange(6))}
     if rng.random() < 0.05:
-        made["CC"] = ["nobody", DEAD_LETTER_QUEUE + "s"]
-    if rng.random() < 0.01:  # one of the two: together they may be more than a frame holds
-        large = [Raw(b"S" + counted(b"x" * rng.randrange(100_000))), nested(rng.choice([9, 400, 5000]))]
-        made["large"] = rng.choice(large)
-    return made
+        result["CC"] = ["nobody", DEAD_LETTER_QUEUE + "s"]
+    if rng.random() < 0.01:  # only one of the two: both may exceed a frame
+        large = [Raw(b"S" + counted(b"x" * rng.randrange(100_000))),
+                 nested(rng.choice([9, 400, 5000]))]
+        result["large"] = rng.choice(large)
+    return result
 
 
 def field(rng: random.Random, depth: int = 0) -> bytes:
-    """A value of any type that RabbitMQ knows, but NaN and Infinity: for those it closes the connection."""
+    """Return a value of any field type.
+
+    NaN and Infinity are left out: RabbitMQ closes the connection for them.
+    """
     kind = rng.choice("tbBsuIilfdDSTVx" + "AF" * (depth < rng.choice([2, 20]))).encode()
     if kind == b"A":
         return kind + counted(b"".join(field(rng, depth + 1) for _ in range(rng.randrange(4))))
     if kind == b"F":
-        return kind + counted(b"".join(name(rng) + field(rng, depth + 1) for _ in range(rng.randrange(4))))
+        return kind + counted(b"".join(name(rng) + field(rng, depth + 1)
+                                       for _ in range(rng.randrange(4))))
     if kind in b"Sx":
         odd = rng.choice([*ODD, rng.randbytes(rng.randrange(99))])
         return kind + counted(odd.encode() if isinstance(odd, str) else odd)
@@ -160,8 +181,10 @@ def field(rng: random.Random, depth: int = 0) -> bytes:
         return kind + struct.pack(">f", rng.choice([0.0, 1.5, -1e38, 1e-45]))
     if kind == b"d":
         return kind + struct.pack(">d", rng.choice([0.0, 1.5, 1e19, -1e300, 5e-324]))
-    size = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"D": 5, b"V": 0}.get(kind, 8)
-    return kind + rng.choice([rng.randbytes(size), bytes(size), b"\xff" * size, (b"\x7f" + b"\xff" * 7)[:size]])
+    sizes = {b"t": 1, b"b": 1, b"B": 1, b"s": 2, b"u": 2, b"I": 4, b"i": 4, b"D": 5, b"V": 0}
+    size = sizes.get(kind, 8)
+    return kind + rng.choice([rng.randbytes(size), bytes(size), b"\xff" * size,
+                              (b"\x7f" + b"\xff" * 7)[:size]])
 
 
 def name(rng: random.Random) -> bytes:

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a broker, to break what lies between: reset, black hole, one direction, slow bytes."""
+"""A TCP proxy in front of a broker: it resets, delays, cuts and blocks connections."""
 
 import socket
 import struct
@@ -12,12 +12,13 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Proxy:
-    """Listens on 127.0.0.1 and passes everything on to `port`, until told otherwise.
+    """Listens on 127.0.0.1 and forwards everything to `port`.
 
-    held: directions in which nothing passes while they are in it, not even a connection's end: "up" is
-    towards the broker, "down" is what the broker answers. cut_after: how many bytes more pass, both
-    ways together, before all connections are reset. latency_s: each piece waits so long, and goes out
-    in single bytes.
+    held: the blocked directions. "up" is towards the broker, "down" is from the broker. Nothing
+    passes in a blocked direction, not even the end of a connection.
+    cut_after: the number of bytes, in both directions, that still pass before all connections are
+    reset.
+    latency_s: the delay of each chunk. With a delay, the chunk is sent in single bytes.
     """
 
     def __init__(self, port: int):
@@ -36,21 +37,21 @@ class Proxy:
 
     @property
     def open(self) -> int:
-        """How many connections there are now."""
+        """Return the number of open connections."""
         return len(self._open)
 
     def reset(self) -> None:
-        """Every connection ends with a RST, as when a machine in between goes down."""
+        """End every connection with a RST."""
         for pair in list(self._open):
-            self._open.discard(pair)  # its threads leave the sockets alone from here on
-            for one in pair:
+            self._open.discard(pair)  # its threads no longer touch the sockets
+            for end in pair:
                 with suppress(OSError):
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-                    one.shutdown(socket.SHUT_RD)  # wakes the thread that reads from it
-                one.close()
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+                    end.shutdown(socket.SHUT_RD)  # wakes the thread that reads from the socket
+                end.close()
 
     def swallow(self) -> None:
-        """Nothing passes any more on the connections there are, and neither side is told; new ones work."""
+        """Forward nothing more on the open connections, without closing them. New ones work."""
         self._swallowed |= self._open
 
     def close(self) -> None:
@@ -71,49 +72,50 @@ class Proxy:
             except OSError:
                 script.close()
                 continue
-            for one in (script, broker):
-                one.settimeout(None)
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for end in (script, broker):
+                end.settimeout(None)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.accepted += 1
             pair = script, broker
             self._open.add(pair)
-            for way in (("up", script, broker), ("down", broker, script)):
-                threading.Thread(target=self._pump, args=(pair, *way), daemon=True).start()
+            for direction in (("up", script, broker), ("down", broker, script)):
+                threading.Thread(target=self._pump, args=(pair, *direction), daemon=True).start()
 
-    def _pump(self, pair: tuple, direction: str, source: socket.socket, sink: socket.socket) -> None:
-        """Pass on what comes from source, and at last its end."""
-        with suppress(OSError):  # sink is gone
-            while piece := self._receive(pair, direction, source):
-                self._pass_on(piece, sink)
+    def _pump(self, pair: tuple, direction: str, source: socket.socket,
+              sink: socket.socket) -> None:
+        """Forward the bytes from source to sink, then close both."""
+        with suppress(OSError):  # sink is closed
+            while chunk := self._receive(pair, direction, source):
+                self._pass_on(chunk, sink)
         if pair in self._open:
             self._open.discard(pair)
-            for one in pair:
+            for end in pair:
                 with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)  # wakes the other direction's thread
-                one.close()
+                    end.shutdown(socket.SHUT_RDWR)  # wakes the thread of the other direction
+                end.close()
 
     def _receive(self, pair: tuple, direction: str, source: socket.socket) -> bytes:
         try:
-            piece = source.recv(CHUNK)
-        except OSError:  # a RST is an end like another
-            piece = b""
+            chunk = source.recv(CHUNK)
+        except OSError:  # a RST counts as the end of the stream
+            chunk = b""
         while pair in self._open and (direction in self.held or pair in self._swallowed):
             time.sleep(POLL_S)
-        return piece
+        return chunk
 
-    def _pass_on(self, piece: bytes, sink: socket.socket) -> None:
+    def _pass_on(self, chunk: bytes, sink: socket.socket) -> None:
         with self._counting:
-            piece = piece[:self.cut_after]
+            chunk = chunk[:self.cut_after]
             if self.cut_after is not None:
-                self.cut_after -= len(piece)
+                self.cut_after -= len(chunk)
             last = self.cut_after == 0
             if last:
                 self.cut_after = None
         if self.latency_s:
             time.sleep(self.latency_s)
-            for byte in piece:
+            for byte in chunk:
                 sink.sendall(bytes([byte]))
         else:
-            sink.sendall(piece)
+            sink.sendall(chunk)
         if last:
             self.reset()

@@ -1,4 +1,4 @@
-"""The broker dies, freezes or goes down in good order."""
+"""The broker crashes, freezes or shuts down cleanly."""
 
 import time
 from contextlib import contextmanager
@@ -8,19 +8,20 @@ from tests.conftest import Running, wait_until
 from tests.faults.scene import confirmed
 
 FROZEN_S = 60
-LOST, BACK = "Sin conexión con el broker", "Conectado de nuevo"
+LOST, RECONNECTED = "Sin conexión con el broker", "Conectado de nuevo"
 
 
 @contextmanager
 def outage(*scripts: Running):
-    """What happens within is noticed by each of the scripts: that the broker went, and that it came back."""
-    said = [(script, words, script.text().count(words)) for script in scripts for words in (LOST, BACK)]
+    """Wait at the end until each script has reported the lost and the new connection."""
+    counts = [(script, words, script.text().count(words)) for script in scripts
+              for words in (LOST, RECONNECTED)]
     yield
-    for script, words, times in said:
+    for script, words, times in counts:
         script.wait_for(words, count=times + 1)
 
 
-def test_a_broker_killed_twice_while_events_are_published(scene):
+def test_a_broker_killed_twice_during_publishing_loses_nothing(scene):
     scene.consume()
     for _ in range(2):
         publisher = scene.publish(2500, "--rate", "300")
@@ -31,7 +32,7 @@ def test_a_broker_killed_twice_while_events_are_published(scene):
     scene.balance()
 
 
-def test_a_broker_killed_with_full_queues_and_again_while_they_are_worked_off(scene):
+def test_a_broker_killed_with_full_queues_and_during_consumption_loses_nothing(scene):
     ids = scene.publish_all(3000)
     scene.kill_broker()
     scene.node.start()
@@ -46,22 +47,23 @@ def test_a_broker_killed_with_full_queues_and_again_while_they_are_worked_off(sc
     scene.balance()
 
 
-def test_a_broker_killed_again_and_again_while_retries_expire(scene):
-    """Every event goes five times through its consumer's queue of one second."""
+def test_a_broker_killed_repeatedly_while_retries_expire_loses_nothing(scene):
+    """Every event passes five times through the retry queue of its consumer."""
     scene.kit.delays = "1,1,1,1,1"
     scene.consume()
     scene.publish_failing("flaky", 600, "--times", "5")
     for attempt in (2, 3, 4):
         for consumer in scene.consumers:
             consumer.wait_for(f"intento {attempt}", count=20)
-        wait_until(lambda: any(scene.kit.depth(retry_queue(queue, 1)) for queue in CONSUMERS.values()), "retries")
+        wait_until(lambda: any(scene.kit.depth(retry_queue(queue, 1))
+                               for queue in CONSUMERS.values()), "retries")
         with outage(*scene.consumers):
             scene.kill_broker()
             scene.node.start()
     scene.balance()
 
 
-def test_a_broker_restarted_in_good_order_under_load_with_retries_under_way(scene):
+def test_a_clean_broker_restart_under_load_loses_nothing(scene):
     scene.kit.delays = "1,1,1,1"
     scene.consume()
     for _ in range(2):
@@ -76,13 +78,14 @@ def test_a_broker_restarted_in_good_order_under_load_with_retries_under_way(scen
     scene.balance()
 
 
-def test_a_broker_frozen_for_a_minute_while_events_are_published(scene):
+def test_a_broker_frozen_for_a_minute_during_publishing_loses_nothing(scene):
     scene.consume()
     publisher = scene.publish(6000, "--rate", "300", "--timeout", "300")
     publisher.wait_for('"confirmed"', count=300)
     with outage(publisher, *scene.consumers):
         scene.node.freeze()
-        time.sleep(FROZEN_S)  # the fault itself: longer than anybody waits for heartbeats and confirms
+        # The fault itself: longer than all timeouts of heartbeats and confirms.
+        time.sleep(FROZEN_S)
         assert all(LOST in script.text() for script in (publisher, *scene.consumers))
         scene.node.thaw()
     scene.balance()

@@ -1,4 +1,4 @@
-"""Messages that nobody can handle, messages that kill who handles them, handlers that fail for a while."""
+"""Messages that no handler accepts, messages that kill their consumer, and failing handlers."""
 
 import hashlib
 import itertools
@@ -17,90 +17,108 @@ from common.simulation import CRASH_CODE
 from tests.conftest import Running, wait_until
 from tests.faults import account, fuzz
 from tests.faults.scene import DRAIN_S, SCRIPTS, confirmed
-from tests.test_hostile_messages import MALFORMED, assert_tame, event_body, hostile, raw_values
+from tests.test_hostile_messages import (
+    MALFORMED,
+    assert_clean_output,
+    event_body,
+    hostile_messages,
+    raw_values,
+)
 
 DEADLY = Path(__file__).with_name("deadly.py")
 RETRIES = [("retry", 1), ("retry", 2), ("retry", 3)]
-ENDS = [("done", 1), ("done", 2), ("done", 3), ("done", 4), ("dead", 4)]  # by how often the handler fails
-DEATHS = 6  # the first delivery, and five starts that are on record
+# The last outcome and attempt, by how often the handler fails.
+ENDS = [("done", 1), ("done", 2), ("done", 3), ("done", 4), ("dead", 4)]
+CRASHES = 6  # the first delivery and five recorded starts
 HOSTILE = 100_000
-QUIET_S = 60  # no dead letter for so long: none will come
+QUIET_S = 60  # without a dead letter for this long, none will arrive
 
 
-def to_each(count: int) -> dict[str, int]:
+def for_each_consumer(count: int) -> dict[str, int]:
     return dict.fromkeys(CONSUMERS, count)
 
 
-def letters(kit) -> list:
-    """(properties, body) of every dead letter; they stay there."""
+def dead_letters(kit) -> list:
+    """Return (properties, body) of every dead letter without removing it."""
     with kit.channel() as channel:
         taken = iter(lambda: channel.basic_get(DEAD_LETTER_QUEUE), (None, None, None))
         return [(properties, body) for _, properties, body in taken]
 
 
-def restart_the_dead(scene, consumers: dict[str, Running], start, exit_code: int, dead: int) -> Counter:
-    """Start each consumer again as often as it dies, until there are so many dead letters; who died how often."""
-    deaths = Counter()
+def restart_until_dead_lettered(scene, consumers: dict[str, Running], start, exit_code: int,
+                                dead: int) -> Counter:
+    """Restart each consumer that dies until there are `dead` dead letters.
+
+    Return the number of crashes of each consumer.
+    """
+    crashes = Counter()
 
     def all_there() -> bool:
         for name, consumer in consumers.items():
             if consumer.process.poll() is not None:
                 assert consumer.end() == exit_code, consumer.text()[-2000:]
-                deaths[name] += 1
+                crashes[name] += 1
                 consumers[name] = start(name)
         return scene.kit.depth(DEAD_LETTER_QUEUE) == dead
 
-    wait_until(all_there, f"{dead} dead letters", lambda: f"{deaths}, {account.totals(scene.kit)}", DRAIN_S)
+    wait_until(all_there, f"{dead} dead letters",
+               lambda: f"{crashes}, {account.totals(scene.kit)}", DRAIN_S)
     scene.consumers = list(consumers.values())
-    return deaths
+    return crashes
 
 
 # ---------------------------------------------------------------- poison among good events
 
 
-def test_poison_of_every_kind_among_good_events_ends_in_the_dead_letters_byte_for_byte_and_nowhere_else(scene):
+def test_poison_among_good_events_ends_in_the_dead_letter_queue_unchanged(scene):
     kit = scene.kit
     consumers = {name: kit.start_consumer(name, "--json") for name in CONSUMERS}
-    with kit.channel() as channel:  # a fourth subscriber sees what was sent
+    with kit.channel() as channel:  # a fourth queue keeps what was sent
         channel.queue_declare("witness", durable=True)
         channel.queue_bind("witness", EXCHANGE)
 
     load = scene.publish(1000, "--rate", "100")
     load.wait_for('"confirmed"', count=100)
     poison = {"CrashLoop": scene.publish_failing("crash", 1)}
-    deaths = restart_the_dead(scene, consumers, lambda name: kit.start(SCRIPTS[name], "--json"), CRASH_CODE, dead=3)
-    assert deaths == to_each(DEATHS)
+    crashes = restart_until_dead_lettered(scene, consumers,
+                                          lambda name: kit.start(SCRIPTS[name], "--json"),
+                                          CRASH_CODE, dead=3)
+    assert crashes == for_each_consumer(CRASHES)
 
     load = scene.publish(2000, "--rate", "150")
     load.wait_for('"confirmed"', count=100)
-    good = [scene.publish_failing("slow", 2, "--seconds", "0.5"), scene.publish_failing("duplicate", 3)]
+    good = [scene.publish_failing("slow", 2, "--seconds", "0.5"),
+            scene.publish_failing("duplicate", 3)]
     poison |= {"PermanentError": scene.publish_failing("permanent", 3),
                "MalformedEvent": scene.publish_failing("malformed", 3)}
     number = itertools.count()
-    garbage = hostile(lambda: b"veneno %d" % next(number)) + [(body, None) for body in MALFORMED.values()]
-    odd = hostile()
+    garbage = hostile_messages(lambda: b"veneno %d" % next(number))
+    garbage += [(body, None) for body in MALFORMED.values()]
+    odd = hostile_messages()
     send(kit, shuffled(odd + garbage + [(event_body(type="UsuarioBorrado"), None)]))
     for publisher in [*good, *poison.values()]:
         assert publisher.end() == 0, publisher.text()
-    assert load.process.poll() is None, "no good event came after the poison"
+    assert load.process.poll() is None, "no good event after the poison"
 
     sent = {properties.message_id: body for properties, body in kit.messages("witness")}
     with kit.channel() as channel:
         channel.queue_delete("witness")
     bad = [("MalformedEvent", body) for body, _ in garbage]
-    bad += [(error, sent[event_id]) for error, publisher in poison.items() for event_id in confirmed(publisher)]
+    bad += [(error, sent[event_id]) for error, publisher in poison.items()
+            for event_id in confirmed(publisher)]
     kit.wait_for_depth(DEAD_LETTER_QUEUE, 3 * len(bad), DRAIN_S)
+    expected = Counter((name, *one) for name in CONSUMERS for one in bad)
     assert Counter((properties.headers["x-consumer"], properties.headers["x-error-type"], body)
-                   for properties, body in letters(kit)) == Counter((name, *one) for name in CONSUMERS for one in bad)
-    drawn = scene.balance(dead=to_each(len(bad)))
+                   for properties, body in dead_letters(kit)) == expected
+    final = scene.balance(dead=for_each_consumer(len(bad)))
     assert not [line for script in kit.started for line in script.out if '"retry"' in line]
     poisonous = set().union(*map(confirmed, poison.values()))
-    done = drawn.confirmed - poisonous | {events.decode(body).id for body, _ in odd}
-    assert drawn.effects == dict.fromkeys(CONSUMERS, done)
+    done = final.confirmed - poisonous | {events.decode(body).id for body, _ in odd}
+    assert final.effects == dict.fromkeys(CONSUMERS, done)
 
 
 def send(kit, messages: list) -> None:
-    """Publish to all, confirmed, also what pika itself cannot encode."""
+    """Publish to the exchange with confirms, including values that pika cannot encode."""
     with raw_values(), kit.channel() as channel:
         channel.confirm_delivery()
         for body, properties in messages:
@@ -114,9 +132,9 @@ def shuffled(messages: list) -> list:
 # ---------------------------------------------------------------- messages that kill
 
 
-def test_an_event_that_makes_its_process_exit_is_a_dead_letter_after_six_deaths_and_its_neighbours_are_done(scene):
+def test_an_event_that_makes_its_consumer_exit_is_a_dead_letter_after_six_crashes(scene):
     kit = scene.kit
-    kit.done("setup_queues.py")
+    kit.run_ok("setup_queues.py")
     scene.publish_all(20)
     poison = scene.publish_failing("crash", 1)
     assert poison.end() == 0
@@ -125,51 +143,58 @@ def test_an_event_that_makes_its_process_exit_is_a_dead_letter_after_six_deaths_
     def start(name: str) -> Running:
         return kit.start(SCRIPTS[name])
 
-    deaths = restart_the_dead(scene, {name: start(name) for name in CONSUMERS}, start, CRASH_CODE, dead=3)
-    assert deaths == to_each(DEATHS)
-    assert {properties.headers["x-error-type"] for properties, _ in letters(kit)} == {"CrashLoop"}
-    drawn = scene.balance(dead=to_each(1))
-    assert [*drawn.dead.values()] == [Counter(confirmed(poison))] * 3
+    crashes = restart_until_dead_lettered(scene, {name: start(name) for name in CONSUMERS}, start,
+                                          CRASH_CODE, dead=3)
+    assert crashes == for_each_consumer(CRASHES)
+    assert {properties.headers["x-error-type"]
+            for properties, _ in dead_letters(kit)} == {"CrashLoop"}
+    final = scene.balance(dead=for_each_consumer(1))
+    assert [*final.dead.values()] == [Counter(confirmed(poison))] * 3
 
 
-def test_an_event_that_gets_its_process_killed_in_the_midst_of_a_batch_does_not_take_its_neighbours_along(scene):
+def test_an_event_that_kills_its_consumer_in_mid_batch_is_the_only_dead_letter(scene):
     kit = scene.kit
-    kit.done("setup_queues.py")
+    kit.run_ok("setup_queues.py")
     scene.publish_all(20)
     poison = kit.publish_event(events.user_created("Veneno", "veneno@eco.com"))
     scene.publish_all(20)
 
     def start(name: str, batch: int = 0) -> Running:
-        running = Running([sys.executable, str(DEADLY), str(batch), SCRIPTS[name]], kit.environment(), kit.state.parent)
+        running = Running([sys.executable, str(DEADLY), str(batch), SCRIPTS[name]],
+                          kit.environment(), kit.state.parent)
         kit.started.append(running)
         return running
 
     for consumer in [start(name, batch=41) for name in CONSUMERS]:
         assert consumer.end() == -signal.SIGKILL, consumer.text()
-    assert len(list((kit.state / "outbox" / "new").iterdir())) == 20  # half of the batch had had its effect
-    assert not any(scene.done(name) for name in CONSUMERS)  # and went back with the transaction
-    deaths = restart_the_dead(scene, {name: start(name) for name in CONSUMERS}, start, -signal.SIGKILL, dead=3)
-    assert deaths == to_each(DEATHS - 1)
-    assert {properties.headers["x-error-type"] for properties, _ in letters(kit)} == {"CrashLoop"}
-    drawn = scene.balance(dead=to_each(1))
-    assert [*drawn.dead.values()] == [Counter([poison.id])] * 3
+    # Half of the batch had its effect, and the transaction was rolled back.
+    assert len(list((kit.state / "outbox" / "new").iterdir())) == 20
+    assert not any(scene.done(name) for name in CONSUMERS)
+    crashes = restart_until_dead_lettered(scene, {name: start(name) for name in CONSUMERS}, start,
+                                          -signal.SIGKILL, dead=3)
+    assert crashes == for_each_consumer(CRASHES - 1)
+    assert {properties.headers["x-error-type"]
+            for properties, _ in dead_letters(kit)} == {"CrashLoop"}
+    final = scene.balance(dead=for_each_consumer(1))
+    assert [*final.dead.values()] == [Counter([poison.id])] * 3
 
 
 # ---------------------------------------------------------------- handlers that fail for a while
 
 
-def test_a_handler_that_fails_one_to_four_times_ends_in_its_effect_or_in_a_letter_though_the_broker_dies(scene):
+def test_an_event_that_fails_one_to_four_times_survives_a_broker_crash(scene):
     kit = scene.kit = scene.under_fault = scene.kit.using(delays="12,0.3,0.6")
     scene.publish_all(20)
-    failing = {(name, times): scene.publish_failing("flaky", 3, "--consumer", name, "--times", str(times))
+    failing = {(name, times): scene.publish_failing("flaky", 3, "--consumer", name,
+                                                    "--times", str(times))
                for name in CONSUMERS for times in (1, 2, 3, 4)}
     for publisher in scene.publishers:
         assert publisher.end() == 0, publisher.text()
     consumers = {name: kit.start_consumer(name, "--json") for name in CONSUMERS}
     scene.consumers = list(consumers.values())
     waiting = {retry_queue(queue, 12): 12 for queue in CONSUMERS.values()}
-    wait_until(lambda: {name: count for name, count in account.totals(kit).items() if count} == waiting,
-               "all that fail to wait", lambda: str(account.totals(kit)))
+    wait_until(lambda: {name: n for name, n in account.totals(kit).items() if n} == waiting,
+               "all failing events to wait", lambda: str(account.totals(kit)))
     scene.kill_broker()
     for consumer in scene.consumers:
         consumer.wait_for("Sin conexión con el broker")
@@ -178,24 +203,27 @@ def test_a_handler_that_fails_one_to_four_times_ends_in_its_effect_or_in_a_lette
         consumer.wait_for("Conectado de nuevo")
 
     kit.wait_for_depth(DEAD_LETTER_QUEUE, 9)
-    queues = {name: [retry_queue(CONSUMERS[name], delay) for delay in kit.settings.retry_delays] for name in CONSUMERS}
-    for properties, _ in letters(kit):
+    queues = {name: [retry_queue(CONSUMERS[name], delay) for delay in kit.settings.retry_delays]
+              for name in CONSUMERS}
+    for properties, _ in dead_letters(kit):
         assert [(stop["attempt"], stop["to"]) for stop in properties.headers["x-journey"]] == [
             *enumerate([*queues[properties.headers["x-consumer"]], DEAD_LETTER_QUEUE], start=1)]
-    drawn = scene.balance(dead=to_each(3))
+    final = scene.balance(dead=for_each_consumer(3))
     for name, consumer in consumers.items():
-        expected = {event_id: 0 for event_id in drawn.confirmed}
+        expected = dict.fromkeys(final.confirmed, 0)
         for (fails, times), publisher in failing.items():
             expected |= {event_id: times for event_id in confirmed(publisher) if fails == name}
-        assert tries(consumer) == Counter(
-            (event_id, *one) for event_id, times in expected.items() for one in [*RETRIES[:times], ENDS[times]])
+        assert attempts(consumer) == Counter(
+            (event_id, *one) for event_id, times in expected.items()
+            for one in [*RETRIES[:times], ENDS[times]])
 
 
-def tries(consumer: Running) -> Counter:
-    return Counter((one["event_id"], one["outcome"], one["attempt"]) for one in map(json.loads, consumer.out))
+def attempts(consumer: Running) -> Counter:
+    return Counter((one["event_id"], one["outcome"], one["attempt"])
+                   for one in map(json.loads, consumer.out))
 
 
-def test_a_broker_killed_while_retries_come_and_go_doubles_no_effect(scene):
+def test_a_broker_killed_during_retries_causes_no_second_effect(scene):
     scene.kit = scene.under_fault = scene.kit.using(delays="0.5,4,1")
     scene.consume()
     for name in CONSUMERS:
@@ -210,17 +238,19 @@ def test_a_broker_killed_while_retries_come_and_go_doubles_no_effect(scene):
     scene.node.start()
     scene.balance()
     for consumer in scene.consumers:
-        assert "SimulatedFailure" in consumer.text().rpartition("Conectado de nuevo")[2]  # it was not over yet
+        # The retries continue after the reconnect.
+        assert "SimulatedFailure" in consumer.text().rpartition("Conectado de nuevo")[2]
 
 
-# ---------------------------------------------------------------- hostile messages without end
+# ---------------------------------------------------------------- random hostile messages
 
 
-def test_100_000_hostile_messages_are_as_many_dead_letters_byte_for_byte_and_no_consumer_minds(scene):
+def test_100_000_hostile_messages_become_dead_letters_and_stop_no_consumer(scene):
     seed = int(os.environ.get("FUZZ_SEED") or random.randrange(2**32))
     print(f"FUZZ_SEED={seed}")
     rng, queues = random.Random(seed), list(CONSUMERS.values())
-    scene.consumers = [scene.kit.start_consumer(name, *flags) for name, flags in zip(CONSUMERS, [(), ("--json",), ()])]
+    scene.consumers = [scene.kit.start_consumer(name, *flags)
+                       for name, flags in zip(CONSUMERS, [(), ("--json",), ()])]
     sent, found, answers = Counter(), Counter(), Counter()
     with raw_values(), ConfirmedConnection(scene.kit.settings) as connection:
         for _ in range(HOSTILE):
@@ -231,18 +261,20 @@ def test_100_000_hostile_messages_are_as_many_dead_letters_byte_for_byte_and_no_
         answers.update(outcome for _, outcome in connection.last_answers())
     assert answers == {CONFIRMED: HOSTILE}
     with scene.kit.channel() as channel:
-        channel.basic_consume(DEAD_LETTER_QUEUE, lambda _channel, _method, properties, body: found.update(
-            [(properties.headers["x-source-queue"], digest(body))]), auto_ack=True)
+        channel.basic_consume(
+            DEAD_LETTER_QUEUE, lambda _channel, _method, properties, body: found.update(
+                [(properties.headers["x-source-queue"], digest(body))]), auto_ack=True)
         before = -1
         while before < found.total() < HOSTILE:
             before = found.total()
             channel.connection.process_data_events(QUIET_S)
-        assert found.total() >= HOSTILE, f"{found.total()} dead letters; queues: {account.totals(scene.kit)}"
+        assert found.total() >= HOSTILE, (
+            f"{found.total()} dead letters; queues: {account.totals(scene.kit)}")
         scene.balance()
-        channel.connection.process_data_events(0)  # one too many would be here by now
+        channel.connection.process_data_events(0)  # receives a surplus dead letter, if there is one
     assert (sent - found, found - sent) == (Counter(), Counter())
     for consumer in scene.consumers:
-        assert_tame(consumer.text())
+        assert_clean_output(consumer.text())
         assert "a reintentar" not in consumer.text()
 
 

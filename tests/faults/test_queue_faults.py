@@ -1,4 +1,4 @@
-"""Somebody deletes a queue, or takes its binding away, under a running consumer."""
+"""A queue or its binding is deleted while its consumer runs."""
 
 from common.exchange import CONSUMERS, EXCHANGE
 from tests.conftest import wait_until
@@ -12,27 +12,28 @@ def bound(scene: Scene, queue: str) -> bool:
                                f"bindings/{vhost}/e/{EXCHANGE}/q/{queue}"))
 
 
-def test_a_queue_deleted_under_its_consumer_is_declared_again(scene):
+def test_a_queue_deleted_during_consumption_is_declared_again(scene):
     for consumer, queue in zip(scene.consume(), CONSUMERS.values()):
         scene.wait_until_done(scene.publish_all(50))
         with scene.kit.channel() as channel:
             channel.queue_delete(queue)
         consumer.wait_for("cola borrada")
-        wait_until(lambda: scene.kit.consumers(queue) == 1, f"{queue} to be consumed again", consumer.text)
+        wait_until(lambda: scene.kit.consumers(queue) == 1, f"{queue} to be consumed again",
+                   consumer.text)
     scene.publish_all(50)
     scene.balance()
 
 
-def test_a_binding_taken_from_a_running_consumer_comes_back(scene):
+def test_a_binding_removed_during_consumption_is_restored(scene):
     consumers = scene.consume()
     scene.publish_all(50)
     with scene.kit.channel() as channel:
-        for queue in CONSUMERS.values():  # once more if its consumer binds it just then
-            wait_until(lambda: channel.queue_unbind(queue, EXCHANGE, routing_key="") and not bound(scene, queue),
-                       f"{queue} to be unbound")
+        for queue in CONSUMERS.values():  # repeat if its consumer binds it at the same time
+            wait_until(lambda: channel.queue_unbind(queue, EXCHANGE, routing_key="")
+                       and not bound(scene, queue), f"{queue} to be unbound")
     for queue in CONSUMERS.values():
         wait_until(lambda: bound(scene, queue), f"{queue} to be bound again", scene.node.log)
-    event = scene.kit.publish_event()  # level 3 would bind the queues itself
+    event = scene.kit.publish_event()  # a level 3 publisher would bind the queues itself
     scene.wait_until_done({event.id})
     scene.balance()
     assert not [consumer for consumer in consumers if "Sin conexión" in consumer.text()]

@@ -1,0 +1,83 @@
+"""An SQLite file in STATE_DIR: how it is opened, and what goes wrong with it, as one sentence.
+
+Source: https://www.sqlite.org/pragma.html#pragma_synchronous
+"""
+
+import sqlite3
+from pathlib import Path
+
+from common import console
+from common.config import KitError
+from common.retry import PermanentError
+
+OPEN_TIMEOUT_S = 10
+COMFORT = "No se pierde nada: lo que falta sigue en el broker o en STATE_DIR."
+_DISK = {
+    "full": "el disco está lleno: libera espacio",
+    "malformed": "está dañado: apártalo o bórralo",
+    "not a database": "no es una base de datos: apártalo o bórralo",
+    "readonly": "es de solo lectura: da permiso de escritura",
+    "unable to open": "no se puede abrir: revisa los permisos de la carpeta",
+    "disk i/o": "el disco falló: revísalo",
+    "locked": "otro programa lo tiene bloqueado: ciérralo",
+}
+
+
+class StateError(KitError):
+    """The state on disk cannot be used."""
+
+    exit_code = 78
+
+
+class Stopped(KitError):
+    """Ctrl-C while another process has the file."""
+
+
+def open_database(path: Path, tables: str) -> sqlite3.Connection:
+    """Open or create a file that several processes share; a commit has reached the disk.
+
+    tables: SQL, CREATE … IF NOT EXISTS. Transactions are begun by hand. Raises StateError.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(path, timeout=OPEN_TIMEOUT_S, isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.executescript(tables)
+        return db
+    except OSError as error:
+        raise StateError(f"No se puede escribir en {path} ({console.reason(error)}): revisa"
+                         f" STATE_DIR, sus permisos y el espacio libre. {COMFORT}") from None
+    except sqlite3.Error as error:
+        raise problem(path, error) from None
+
+
+def problem(path: Path, error: Exception) -> Exception:
+    """A StateError for what the disk did; any other error stays what it is."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    if "not authorized" in str(error):  # Ledger.once()
+        return PermanentError("el trabajo de un evento no hace commit ni rollback: los hace el kit")
+    for sign, advice in _DISK.items():
+        if sign in str(error).lower():
+            return StateError(f"No se puede usar {path}: {advice} y arranca de nuevo. {COMFORT}")
+    return error
+
+
+def undone(path: Path, error: Exception | None) -> Exception:
+    """Why a transaction ended before its commit: a full disk, or a handler's OR ROLLBACK."""
+    found = problem(path, error) if error else None
+    return found if isinstance(found, StateError) else StateError(
+        f"El trabajo de un evento deshizo la transacción de {path.name}: quita de él OR ROLLBACK"
+        f" y arranca de nuevo. {COMFORT}")
+
+
+def wait_longer(path: Path, error: sqlite3.Error, tries: int, stop_wanted: bool) -> None:
+    """Another process writes: return to try again, unless there is a reason not to."""
+    if "locked" not in str(error):
+        raise problem(path, error)
+    if stop_wanted:
+        raise Stopped("Terminado.")
+    if tries == 20:
+        console.print_line(f"{console.clock()} Otro proceso está usando {path.name}:"
+                           " se espera a que termine.", "warn")

@@ -1,0 +1,172 @@
+"""The welcome e-mail as a message, and sending it over SMTP.
+
+A failure is the moment's (retry), the message's (dead letter) or the settings' (stop).
+Source: https://www.rfc-editor.org/rfc/rfc5321#section-4.2.1 (4yz, 5yz), RFC 4954
+"""
+
+import binascii
+import email
+import email.policy
+import smtplib
+import socket
+import ssl
+import threading
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.header import Header
+from email.utils import format_datetime
+from urllib.parse import unquote, urlsplit
+
+from common import console
+from common.config import LOCAL_HOSTS, SMTP_PORTS, ConfigError, masked
+from common.database import COMFORT
+from common.events import EMAIL, Event
+from common.patches import smtp_host
+from common.problems import describe
+from common.retry import PermanentError
+
+SENDER = "bienvenida@ecomarket.example"
+TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!\n"
+TIMEOUT_S = 10  # for each answer of the server
+DEADLINE_S = 30  # for all of them: a server may answer one byte at a time
+ACCOUNT_CODES = (530, 534, 535, 538)
+
+
+class MailNotSent(Exception):
+    """Not this time: a retry may help."""
+
+
+def welcome(event: Event, smtp_url: str = "") -> bytes:
+    """A complete RFC 5322 message, the same bytes for the same event.
+
+    The name is encoded as a whole, so that the address behind it stays the only recipient;
+    EmailMessage takes a name apart when it folds a line (github.com/python/cpython/issues/121284).
+    """
+    recipient = Header(event.nombre, "utf-8", header_name="To")
+    recipient.append(f"<{event.email}>", "us-ascii")
+    subject = Header(f"Te damos la bienvenida, {event.nombre}", "utf-8", header_name="Subject")
+    made_at = datetime.strptime(event.time[:19].upper(), "%Y-%m-%dT%H:%M:%S")
+    head = (f"From: Ecomarket <{sender(smtp_url)}>\nTo: {recipient.encode()}\n"
+            f"Subject: {subject.encode()}\nDate: {format_datetime(made_at)}\n"
+            f"Message-ID: <{event.id}@ecomarket.example>\nMIME-Version: 1.0\n"
+            "Content-Type: text/plain; charset=\"utf-8\"\n"
+            "Content-Transfer-Encoding: quoted-printable\n\n")
+    body = binascii.b2a_qp(TEXT.format(nombre=event.nombre).encode(), istext=True)
+    return (head.encode("ascii") + body).replace(b"\n", b"\r\n")
+
+
+def as_text(message: bytes) -> list[str]:
+    """Its header lines and its text, decoded, for people."""
+    read = email.message_from_bytes(message, policy=email.policy.default)
+    shown = [f"{name}: {read[name]}" for name in ("From", "To", "Subject", "Date")]
+    return [console.clean(line) for line in [*shown, "", *read.get_content().splitlines()]]
+
+
+def sender(smtp_url: str) -> str:
+    """The account's own address, if its user is one: most servers accept no other sender."""
+    user = unquote(urlsplit(smtp_url).username or "")
+    return user if EMAIL.fullmatch(user) else SENDER
+
+
+def send(smtp_url: str, event: Event) -> None:
+    """Send the welcome; returns when the server has it.
+
+    smtp_url: smtp://[user:password@]host[:port], with STARTTLS if offered, or smtps://.
+    Raises MailNotSent (4yz, trouble with the connection: the server may have it all the same),
+    PermanentError (5yz to the message), ConfigError (account or certificate refused).
+    """
+    parts = urlsplit(smtp_url)
+    try:
+        with _connected(parts) as server:
+            _log_in(server, smtp_url, parts)
+            server.sendmail(sender(smtp_url), [event.email], welcome(event, smtp_url))
+            with suppress(OSError):  # it has the message: a failing QUIT changes nothing
+                server.quit()
+    except smtplib.SMTPRecipientsRefused as refused:
+        raise _refusal(smtp_url, *refused.recipients[event.email]) from None
+    except (smtplib.SMTPSenderRefused, smtplib.SMTPDataError) as refused:
+        raise _refusal(smtp_url, refused.smtp_code, refused.smtp_error) from None
+    except smtplib.SMTPResponseException as refused:  # of the greeting, of STARTTLS
+        raise MailNotSent(_words(refused.smtp_code, refused.smtp_error)) from None
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(f"El certificado del servidor de correo ({masked(smtp_url)}) no vale"
+                          f" ({error.verify_message}): usa en SMTP_URL el nombre para el que se"
+                          " hizo, o pon en SSL_CERT_FILE quién lo firmó.") from None
+    except ssl.SSLError:
+        raise MailNotSent("la conexión con el servidor de correo no se pudo cifrar; smtps:// suele"
+                          " ir con el puerto 465, y smtp:// con el 587") from None
+    except (OSError, ValueError) as error:  # smtplib's own are OSErrors; ValueError: bad base64
+        cause = "no responde a tiempo" if "timed out" in str(error) else describe(error)
+        raise MailNotSent(f"no hay servidor de correo ({cause})") from None
+
+
+@contextmanager
+def _connected(parts):
+    """A connection that ends after DEADLINE_S, whatever it waits for."""
+    if parts.scheme == "smtps":
+        server: smtplib.SMTP = smtplib.SMTP_SSL(timeout=TIMEOUT_S,
+                                                context=ssl.create_default_context())
+    else:
+        server = smtplib.SMTP(timeout=TIMEOUT_S)
+    smtp_host(server, parts.hostname)
+    over = threading.Event()
+    threading.Thread(target=_shut_down_late, args=(server, over), daemon=True).start()
+    try:
+        code, words = server.connect(parts.hostname, parts.port or SMTP_PORTS[parts.scheme])
+        if code != 220:
+            raise smtplib.SMTPConnectError(code, words)
+        yield server
+    finally:
+        over.set()
+        server.close()
+
+
+def _shut_down_late(server: smtplib.SMTP, over: threading.Event) -> None:
+    """After DEADLINE_S, again and again: while it connects there is no socket yet."""
+    ended = over.wait(DEADLINE_S)
+    while not ended:
+        with suppress(OSError, AttributeError):
+            server.sock.shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+        ended = over.wait(0.5)
+
+
+def _log_in(server: smtplib.SMTP, smtp_url: str, parts) -> None:
+    """STARTTLS if offered, then log in. Never print the answer: it may quote the password."""
+    encrypted = parts.scheme == "smtps"
+    server.ehlo_or_helo_if_needed()
+    if not encrypted and server.has_extn("starttls"):
+        server.starttls(context=ssl.create_default_context())
+        encrypted = True
+    if not parts.username:
+        return
+    if not encrypted and parts.hostname not in LOCAL_HOSTS:
+        raise ConfigError(f"El servidor de correo ({masked(smtp_url)}) no ofrece TLS, y sin él no"
+                          " se envía una contraseña: usa smtps:// o el puerto de envío (587).")
+    try:
+        server.login(unquote(parts.username), unquote(parts.password or ""))
+    except smtplib.SMTPServerDisconnected:
+        raise
+    except smtplib.SMTPResponseException as refused:
+        if refused.smtp_code >= 500:
+            raise _account_refused(smtp_url) from None
+        raise MailNotSent("el servidor de correo no admite la cuenta por ahora"
+                          f" ({refused.smtp_code})") from None
+    except smtplib.SMTPException:  # it offers no way to log in that Python knows
+        raise _account_refused(smtp_url) from None
+
+
+def _refusal(smtp_url: str, code: int, text: bytes | str) -> Exception:
+    if code in ACCOUNT_CODES:
+        return _account_refused(smtp_url)
+    return (PermanentError if code >= 500 else MailNotSent)(_words(code, text))
+
+
+def _account_refused(smtp_url: str) -> ConfigError:
+    return ConfigError("El servidor de correo no acepta el usuario o la contraseña de SMTP_URL"
+                       f" ({masked(smtp_url)}): corrígelos ahí o en .env. {COMFORT}")
+
+
+def _words(code: int, text: bytes | str) -> str:
+    """smtplib gives a str where a line was too long."""
+    shown = text if isinstance(text, str) else text.decode("utf-8", "replace")
+    return f"el servidor de correo contesta {code} {' '.join(shown.split())}"

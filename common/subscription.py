@@ -1,0 +1,143 @@
+"""What the I/O thread does for a consumer: declare, consume, and hand over what arrives.
+
+A new connection runs it all again. A delivery keeps its channel: where that is gone, its tag means
+nothing, and the broker delivers the message again.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pika
+
+from common.config import Settings
+from common.connection import IoThread, Link
+from common.events import Event
+from common.retry import attempt_of
+
+POLL_S = 0.2  # how soon Ctrl-C is noticed, on Windows too
+BIND_AGAIN_S = 5  # the broker tells nobody that a binding was removed
+CANCEL_TIMEOUT_S = 2
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A message as it arrived. The verbs of common/consuming.py set what follows `attempt`: what
+    became of it, the line to print, why it failed, (queue, headers) of the copy in its place."""
+
+    channel: Any
+    tag: int
+    redelivered: bool
+    properties: pika.BasicProperties
+    body: bytes
+    event_id: str
+    attempt: int
+    event: Event | None = None
+    outcome: str = ""  # done, duplicate, skipped, retry, dead
+    line: str = ""
+    why: str = ""
+    copy: tuple[str, dict] | None = None
+
+
+class Subscription:
+    """declare(channel) and bind(channel) run on each new channel."""
+
+    def __init__(self, io: IoThread, settings: Settings, declare: Callable, bind: Callable):
+        self.link = Link(io, settings, self._channel_opened, self._lost)
+        self._io, self._settings, self._declare, self._bind = io, settings, declare, bind
+        self._inbox: deque[Delivery] = deque()
+        self._arrived, self._cancelled = threading.Event(), threading.Event()
+        self._queue = self._consumer_tag = self._announcement = ""
+        self._prefetch = 0
+
+    # The main thread calls
+
+    def start(self, queue: str, prefetch: int, announcement: str) -> None:
+        self._queue, self._prefetch, self._announcement = queue, prefetch, announcement
+        self._io.call(self.link.open)
+
+    def next(self) -> Delivery | None:
+        """The oldest delivery whose channel is open; None if there is none for POLL_S."""
+        if not self._inbox:
+            self._arrived.wait(POLL_S)
+            self._arrived.clear()
+            self._io.check()
+        with suppress(IndexError):  # empty, or emptied by the I/O thread
+            while True:
+                delivery = self._inbox.popleft()
+                if delivery.channel is self.link.channel:
+                    return delivery
+        return None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._inbox
+
+    def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
+        """multiple: one frame for all, as nothing before the last of them is still open."""
+        if deliveries:
+            self._io.call(partial(self._ack, deliveries[-1:] if multiple else deliveries, multiple))
+
+    def cancel(self) -> None:
+        """Stop consuming; what has no ack returns to the queue at once."""
+        self._io.call(self._cancel)
+        self._cancelled.wait(CANCEL_TIMEOUT_S)
+
+    # In the I/O thread
+
+    def _channel_opened(self, channel) -> None:
+        self._declare(channel)
+        self._bind(channel)
+        channel.add_on_cancel_callback(lambda _: self.link.restart(
+            f"el broker canceló el consumo de {self._queue} (¿cola borrada?)"))
+        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._consume(channel))
+
+    def _consume(self, channel) -> None:
+        if channel is self.link.channel:
+            self._consumer_tag = channel.basic_consume(
+                self._queue, self._on_message, callback=lambda _: self._on_consuming(channel))
+
+    def _on_consuming(self, channel) -> None:
+        if not self.link.connected:
+            self.link.print_line(self._announcement, None)
+        self.link.healthy()
+        self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind_again, channel))
+
+    def _bind_again(self, channel) -> None:
+        if channel is self.link.channel:
+            self._bind(channel)
+            self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind_again, channel))
+
+    def _on_message(self, channel, method, properties, body) -> None:
+        if channel is self.link.channel:
+            attempt = attempt_of(properties.headers) if properties.headers else 1
+            self._inbox.append(Delivery(channel, method.delivery_tag, method.redelivered,
+                                        properties, body, str(properties.message_id), attempt))
+            if not self._arrived.is_set():
+                self._arrived.set()
+
+    def _ack(self, deliveries: list[Delivery], multiple: bool) -> None:
+        for delivery in deliveries:
+            if delivery.channel is self.link.channel:
+                delivery.channel.basic_ack(delivery.tag, multiple)
+
+    def _cancel(self) -> None:
+        """A nack, as RabbitMQ 4.3 counts a closed channel as a failure (docs/facts.md, broker 5);
+        cancel first, as acks may get lost right before a close (docs/facts.md, broker 26)."""
+        def cancelled(_) -> None:
+            channel.basic_nack(0, multiple=True, requeue=True)
+            self._cancelled.set()
+
+        channel = self.link.channel
+        if channel and self._consumer_tag:
+            channel.basic_cancel(self._consumer_tag, callback=cancelled)
+        else:
+            self._cancelled.set()
+
+    def _lost(self) -> None:
+        self._inbox.clear()
+        self._consumer_tag = ""

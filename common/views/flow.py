@@ -1,0 +1,126 @@
+"""The live view of the flow: each queue with a bar, its consumers and its next returning retry."""
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections import deque
+
+from common import console
+from common.config import Settings
+from common.events import now
+from common.exchange import DEAD_LETTER_QUEUE, EXCHANGE, Queue, topology
+from common.views.live import View
+from common.views.status import Found, look
+
+REDRAW_S = 1
+BAR_WIDTH = 24  # one block per message, until a queue has more messages
+
+
+class Flow(View):
+    """A picture on a terminal, otherwise a line per change; with --json an object per look."""
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self._waiting = {queue.name: Waiting(queue.arguments["x-message-ttl"] / 1000)
+                         for queue in topology(settings) if _is_retry(queue)}
+        self._last_line = ""
+        self._redraws = (not console.json_mode and sys.stdout.isatty()
+                         and os.environ.get("TERM") != "dumb")
+
+    def _watch(self, connection) -> None:
+        if self._redraws:
+            console.print_line("\x1b[2J\x1b[H")
+        while not self.done():
+            dead, *others = look(connection, self.settings)  # as topology() orders them
+            self._show([*others, dead])
+            self._pause(connection, REDRAW_S)
+
+    def _show(self, states: list[Found]) -> None:
+        returns = {state.queue.name: self._waiting[state.queue.name].next_return_s(
+            state.ready or 0, time.monotonic()) for state in states if _is_retry(state.queue)}
+        if console.json_mode:
+            console.print_json({"time": now(), "exchange": EXCHANGE, "queues": [
+                {"name": state.queue.name, "ready": state.ready, "consumers": state.consumers,
+                 "next_return_s": returns.get(state.queue.name)} for state in states]})
+        elif self._redraws:
+            size = shutil.get_terminal_size()
+            room = size.lines - 2  # print_line() ends with a line feed, which must not scroll
+            if len(states) >= room:
+                states = [state for state in states if not _is_retry(state.queue)]
+            frame = picture(states, returns, size.columns)[:max(room, 1)]
+            console.print_line("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in frame) + "\x1b[J")
+        else:
+            depths = [f"{state.queue.name} {state.ready}" for state in states if state.ready]
+            missing = all(state.ready is None for state in states)
+            line = " · ".join(depths) or ("no hay colas" if missing else "todo vacío")
+            if line != self._last_line:
+                console.print_line(f"{console.clock()} {line}")
+            self._last_line = line
+
+
+class Waiting:
+    """The messages of a retry queue, in groups by the look that first saw them, oldest first.
+
+    AMQP tells how many messages are ready, but not since when. Each message leaves delay_s after
+    its arrival, in that order; those of the first look arrived at an unknown time before it.
+    """
+
+    def __init__(self, delay_s: float):
+        self._delay_s = delay_s
+        self._first_look: float | None = None
+        self._groups: deque[tuple[float, int]] = deque()  # (seen at, messages)
+
+    def next_return_s(self, ready: int, at: float) -> float | None:
+        """Return the seconds until a message returns; None if none waits or it is unknown."""
+        if self._first_look is None:
+            self._first_look = at
+        while self._groups and self._groups[0][0] + self._delay_s <= at:
+            self._groups.popleft()
+        gone = sum(count for _, count in self._groups) - ready
+        if gone < 0:
+            self._groups.append((at, -gone))
+        while gone > 0:  # a message may leave early, as it arrived before the look that saw it
+            seen_at, count = self._groups.popleft()
+            if count > gone:
+                self._groups.appendleft((seen_at, count - gone))
+            gone -= count
+        if not self._groups or self._groups[0][0] == self._first_look:
+            return None
+        return self._groups[0][0] + self._delay_s - at
+
+
+def picture(states: list[Found], returns: dict[str, float | None], columns: int) -> list[str]:
+    """Return the lines, none wider than the terminal."""
+    most = max(BAR_WIDTH, *(state.ready or 0 for state in states))
+    width = max(len(_name(state)) for state in states)
+    lines = [f"{EXCHANGE} (fanout) · {console.clock()} · Ctrl-C para terminar"[:columns]]
+    for state in states:
+        count = "no está" if state.ready is None else f"{state.ready:7}"
+        bar = console.bar(state.ready or 0, most, BAR_WIDTH)
+        note, colour = _note(state, returns.get(state.queue.name))
+        line = f"{_name(state):{width}} {count} {bar:{BAR_WIDTH}} {note}"
+        lines.append(console.paint(line[:columns].rstrip(), colour if state.ready else None))
+    return lines
+
+
+def _name(state: Found) -> str:
+    """A retry queue is below the queue that its messages return to."""
+    if _is_retry(state.queue):
+        return "│    " + state.queue.name[state.queue.name.rindex("retry."):]
+    return f"├─ {state.queue.name}" if state.queue.bound else state.queue.name
+
+
+def _note(state: Found, return_s: float | None) -> tuple[str, str]:
+    """Return the end of the line, and its colour if the queue has messages."""
+    if _is_retry(state.queue):
+        return "" if return_s is None else f"vuelve en {math.ceil(return_s)} s", "warn"
+    if state.queue.name == DEAD_LETTER_QUEUE:
+        return "mensajes fallidos" if state.ready else "", "error"
+    consumers = f"consumidores: {state.consumers}" if state.consumers else "sin consumidor"
+    return "" if state.ready is None else consumers, "ok"
+
+
+def _is_retry(queue: Queue) -> bool:
+    return "x-message-ttl" in queue.arguments

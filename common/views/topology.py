@@ -1,0 +1,56 @@
+"""The topology drawn: as a tree, as JSON, as a Mermaid diagram."""
+
+from common import console
+from common.config import Settings
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, topology
+
+
+def tree(states) -> list[str]:
+    """The exchange, its queues with their retries below them, the dead letter queue.
+
+    states: list of common.views.status.Found.
+    """
+    rows = [(f"{EXCHANGE} (fanout)", "", "")]
+    names = list(CONSUMERS.values())
+    for name in names:
+        last = name == names[-1]
+        retries = [state for state in states if state.queue.name.startswith(f"{name}.")]
+        rows += [_row("└─ " if last else "├─ ", state) for state in states
+                 if state.queue.name == name]
+        for state in retries:
+            branch = "└─ " if state is retries[-1] else "├─ "
+            rows.append(_row(("   " if last else "│  ") + branch, state))
+    rows += [_row("", state) for state in states if state.queue.name == DEAD_LETTER_QUEUE]
+    return console.table(rows)
+
+
+def _row(branch: str, state) -> tuple[str, str, str]:
+    if state.ready is None:
+        return f"{branch}{state.queue.name}", "no está", ""
+    return (f"{branch}{state.queue.name}", f"listos: {state.ready}",
+            f"consumidores: {state.consumers}")
+
+
+def as_json(states) -> dict:
+    return {"exchange": EXCHANGE, "queues": [
+        {"name": state.queue.name, "ready": state.ready, "consumers": state.consumers,
+         "bound": state.queue.bound, "arguments": state.queue.arguments} for state in states]}
+
+
+def mermaid(settings: Settings) -> str:
+    """The diagram of the README; needs no broker."""
+    lines = ["flowchart LR",
+             f"  publisher([events_publisher_levels.py]) --> {EXCHANGE}{{{{{EXCHANGE} · fanout}}}}"]
+    for queue in topology(settings):
+        target = queue.arguments.get("x-dead-letter-routing-key")
+        consumer = next((name for name, own in CONSUMERS.items()
+                         if own in (queue.name, target)), "")
+        if queue.bound:
+            lines += [f"  {EXCHANGE} --> {queue.name}",
+                      f"  {queue.name} --> {consumer}([consumidor {consumer}])",
+                      f"  {consumer} -. sin más intentos .-> {DEAD_LETTER_QUEUE}"]
+        elif target:
+            delay = f"{queue.arguments['x-message-ttl'] / 1000:g} s"
+            lines += [f"  {consumer} -. falla .-> {queue.name}",
+                      f"  {queue.name} -- {delay} --> {target}"]
+    return "\n".join(lines)
