@@ -23,13 +23,12 @@ KINDS = {"by_type": "por tipo", "by_day": "por día", "by_domain": "por dominio"
 
 
 def count(event, db):
-    """The work, in the transaction that also notes the event as done: an event
-    that arrives twice counts once."""
+    """The work. once() runs it in one transaction with the note that the event
+    is done, so an event that arrives twice counts once."""
     domain = event.email.rpartition("@")[2].lower()
-    db.executemany(
-        "INSERT INTO counters VALUES (?, ?, 1)"
-        " ON CONFLICT DO UPDATE SET count = count + 1",
-        zip(KINDS, (event.type, event.time[:10], domain)))
+    db.executemany("INSERT INTO counters VALUES (?, ?, 1)"
+                   " ON CONFLICT DO UPDATE SET count = count + 1",
+                   zip(KINDS, (event.type, event.time[:10], domain)))
     return f"contado: {event.type}, {domain}"
 
 
@@ -44,17 +43,14 @@ def draw(db):
     counts = report(db)
     lines = [f"eventos contados: {counts['events']}"]
     for kind, title in KINDS.items():
-        most = max(counts[kind].values(), default=0)
-        lines += ["", title, *console.table(
-            [(f"  {name}", number, console.bar(number, most))
-             for name, number in counts[kind].items()], right={1})]
+        lines += ["", title, *console.bars(counts[kind])]
     return lines
 
 
 def summary(db):
     counts = report(db)
-    domains = [f"{name} {n}" for name, n in counts["by_domain"].items()][:3]
-    return f"resumen: eventos {counts['events']} · {', '.join(domains)}"
+    domains = [f"{name} {n}" for name, n in counts["by_domain"].items()]
+    return f"resumen: eventos {counts['events']} · {', '.join(domains[:3])}"
 
 
 def main(argv=None):
@@ -63,18 +59,20 @@ def main(argv=None):
         if options.report:
             return consumer.print_report(report, draw)
         consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
-        consumer.queue_declare(QUEUE)  # and its retry queues, dead_letter_queue
+        consumer.queue_declare(QUEUE)  # with retry queues and dead_letter_queue
         consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event
+        # The broker keeps each event until its ack and delivers it again if this
+        # process dies before; once() then finds it done, and does nothing.
         for delivery in consumer.basic_consume(
                 QUEUE, prefetch_count=options.prefetch):
             try:
                 line = consumer.once(delivery, count)
-            except PermanentError as error:  # no retry can help
-                consumer.dead_letter(delivery, error)
-            except Exception as error:  # waits 5, 30, 120 s; then dead letter
-                consumer.retry(delivery, error)
+            except PermanentError as error:  # malformed: no retry can help
+                consumer.dead_letter(delivery, error)  # a copy there, then ack
+            except Exception as error:  # a copy waits 5, 30, 120 s; then as above
+                consumer.retry(delivery, error)  # copy in a retry queue, then ack
             else:
-                consumer.basic_ack(delivery, line)  # sent after the commit
+                consumer.basic_ack(delivery, line)  # after the commit
 
 
 if __name__ == "__main__":

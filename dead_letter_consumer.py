@@ -16,12 +16,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from pika.exceptions import NackError, UnroutableError
-
 from common import cli, console
 from common.cli import EXIT_BAD_CONFIG, EXIT_CHECK_FAILED, EXIT_OK, EXIT_PARTLY
 from common.connection import connect
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
+from common.problems import NOT_TAKEN
 from common.retry import copied_properties, replay_headers
 from common.views.dead_letters import declare_dead_letter_queue, lines, look
 from common.views.live import Watcher
@@ -59,7 +58,7 @@ def replay(connection, options):
                     body=found.body, mandatory=True)
                 channel.basic_ack(tag)
                 replayed.add((*key[:2], found.replays + 1))
-            except (NackError, UnroutableError):
+            except NOT_TAKEN:
                 outcome = "refused"
         count(counts, found, outcome)
     return closing(counts)

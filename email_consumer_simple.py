@@ -25,8 +25,8 @@ CREATE TABLE IF NOT EXISTS outbox
 
 
 def record_email(smtp_url, event, db):
-    """The work. It runs in the transaction that also notes the event as done,
-    so an event that arrives twice makes one e-mail."""
+    """The work. once() runs it in one transaction with the note that the event
+    is done, so an event that arrives twice makes one e-mail."""
     db.execute("INSERT INTO outbox VALUES (?, ?, ?)",
                (event.id, event.email, mail.welcome(event, smtp_url)))
     return f"email enviado a {event.email}"
@@ -54,18 +54,20 @@ def main(argv=None):
         if options.report:
             return consumer.print_report(report, draw)
         consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
-        consumer.queue_declare(QUEUE)  # and its retry queues, dead_letter_queue
+        consumer.queue_declare(QUEUE)  # with retry queues and dead_letter_queue
         consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event
+        # The broker keeps each event until its ack and delivers it again if this
+        # process dies before; once() then finds it done, and does nothing.
         for delivery in consumer.basic_consume(
                 QUEUE, prefetch_count=options.prefetch):
             try:
                 line = consumer.once(delivery, work, before=send)
-            except PermanentError as error:  # no retry can help
-                consumer.dead_letter(delivery, error)
-            except Exception as error:  # waits 5, 30, 120 s; then dead letter
-                consumer.retry(delivery, error)
+            except PermanentError as error:  # malformed: no retry can help
+                consumer.dead_letter(delivery, error)  # a copy there, then ack
+            except Exception as error:  # a copy waits 5, 30, 120 s; then as above
+                consumer.retry(delivery, error)  # copy in a retry queue, then ack
             else:
-                consumer.basic_ack(delivery, line)  # sent after the commit
+                consumer.basic_ack(delivery, line)  # after the commit
 
 
 if __name__ == "__main__":

@@ -117,18 +117,14 @@ def parsed(argv):
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--show", choices=("text", "json", "mermaid"),
                         help="solo mira, en este formato")
-    action.add_argument("--watch", action="store_true",
-                        help="redibuja el flujo cada segundo, hasta Ctrl-C")
-    action.add_argument("--check", action="store_true",
-                        help="compara con lo que debe haber; 1 si algo difiere")
-    action.add_argument("--dry-run", action="store_true",
-                        help="dice qué crearía, sin crear nada")
-    action.add_argument("--reset", action="store_true",
-                        help="borra todo y lo crea de nuevo; pregunta antes")
-    parser.add_argument("--yes", action="store_true",
-                        help="con --reset: sin preguntar")
-    parser.add_argument("--force", action="store_true", help="con --reset:"
-                        " también colas con mensajes o consumidores")
+    for flag, words in (
+            ("--watch", "redibuja el flujo cada segundo, hasta Ctrl-C"),
+            ("--check", "compara con lo que debe haber; 1 si algo difiere"),
+            ("--dry-run", "dice qué crearía, sin crear nada"),
+            ("--reset", "borra todo y lo crea de nuevo; pregunta antes")):
+        action.add_argument(flag, action="store_true", help=words)
+    parser.switch("--yes", "con --reset: sin preguntar")
+    parser.switch("--force", "con --reset: también lo que tenga mensajes")
     options = parser.parse_args(argv)
     if (options.yes or options.force) and not options.reset:
         parser.error("--yes y --force van con --reset")

@@ -86,18 +86,17 @@ def main(argv=None):
 
 def parsed(argv):
     parser = cli.Parser(__doc__)
-    parser.add_argument("--count", type=cli.whole(1, 10**6), default=1,
-                        metavar="N", help="cuántos eventos (por defecto, 1)")
+    parser.value("--count", cli.whole(1, 10**6), "N", "cuántos eventos (1)", 1)
     parser.add_argument("--consumer", choices=(*CONSUMERS, "all"),
                         default="all", help="quién falla (por defecto, all)")
     parser.add_argument("--mode", choices=MODES, default="transient",
                         help="cómo falla (por defecto, transient)")
-    parser.add_argument("--times", type=cli.whole(1, 1000), metavar="K",
-                        help="flaky: cuántas veces falla (por defecto, 1)")
-    parser.add_argument("--seconds", type=cli.seconds(0, 3600), metavar="S",
-                        help="slow: cuánto tarda (por defecto, 5)")
-    parser.add_argument("--timeout", type=cli.seconds(1, 86_400), default=60,
-                        metavar="S", help="se rinde tras S s sin respuesta")
+    parser.value("--times", cli.whole(1, 1000), "K",
+                 "flaky: cuántas veces falla (por defecto, 1)")
+    parser.value("--seconds", cli.seconds(0, 3600), "S",
+                 "slow: cuánto tarda (por defecto, 5)")
+    parser.value("--timeout", cli.seconds(1, 86_400), "S",
+                 "se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
     options = parser.parse_args(argv)
     if options.times and options.mode != "flaky":
         parser.error("--times va con --mode flaky")

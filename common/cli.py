@@ -31,14 +31,24 @@ NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno 
 patches.argparse_in_spanish(argparse)
 
 
+def _no_packages(kind, error, traceback) -> None:
+    """Imports come before run(): every script imports this module before it imports pika."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in ("pika", "dotenv"):
+        return sys.__excepthook__(kind, error, traceback)
+    console.print_error(NO_PACKAGES)
+    sys.exit(EXIT_BAD_CONFIG)
+
+
+sys.excepthook = _no_packages
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with the flags of the settings; a wrong one is one sentence and exit code 2."""
 
     def __init__(self, description: str):
         super().__init__(description=description, usage="python %(prog)s [opciones]",
                          allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("--json", action="store_true", help="datos en la salida estándar, un"
-                          " objeto JSON por línea; el resto, en la de errores")
+        self.switch("--json", "datos en la salida estándar, un JSON por línea")
         group = self.add_argument_group("ajustes (también por variable de entorno o en .env)")
         for flag, value, words in (
                 ("--url", "URL", "RABBITMQ_URL; varias, separadas por comas, para un clúster"),
@@ -48,6 +58,12 @@ class Parser(argparse.ArgumentParser):
                 ("--ca-file", "ARCHIVO", "RABBITMQ_CA_FILE: quién firmó el certificado, amqps://"),
                 ("--smtp-url", "URL", "SMTP_URL: servidor de correo; sin ella, solo STATE_DIR")):
             group.add_argument(flag, metavar=value, help=words)
+
+    def value(self, flag: str, kind: Callable, shown: str, words: str, default=None) -> None:
+        self.add_argument(flag, type=kind, metavar=shown, help=words, default=default)
+
+    def switch(self, flag: str, words: str) -> None:
+        self.add_argument(flag, action="store_true", help=words)
 
     def error(self, message: str) -> NoReturn:
         wrong_usage(message)
@@ -81,16 +97,12 @@ class ConsumerOptions:
 
 def consumer_options(description: str, argv: list[str] | None) -> ConsumerOptions:
     parser = Parser(description)
-    parser.add_argument("--prefetch", type=whole(1, 10_000), default=200, metavar="N",
-                        help="eventos que el broker entrega sin esperar el ack (por defecto, 200)")
-    parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="termina tras N eventos")
-    parser.add_argument("--idle-timeout", type=seconds(0.1, 86_400), metavar="S",
-                        help="termina tras S segundos sin eventos")
-    parser.add_argument("--ephemeral", action="store_true", help="cola efímera: se pierde lo"
-                        " publicado mientras no está; sin reintentos")
-    parser.add_argument("--steps", action="store_true",
-                        help="muestra cada paso de un evento: recibido, trabajo, commit, ack")
-    parser.add_argument("--report", action="store_true", help="muestra lo procesado y termina")
+    parser.value("--prefetch", whole(1, 10_000), "N", "eventos sin ack (por defecto, 200)", 200)
+    parser.value("--limit", whole(1, 10**9), "N", "termina tras N eventos")
+    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "termina tras S segundos sin eventos")
+    parser.switch("--ephemeral", "cola efímera: pierde lo publicado sin ella; sin reintentos")
+    parser.switch("--steps", "muestra los pasos de un evento: recibido, trabajo, commit, ack")
+    parser.switch("--report", "muestra lo procesado y termina")
     given = parser.parse_args(argv)
     return ConsumerOptions(settings(given), given.prefetch, given.limit, given.idle_timeout,
                            given.ephemeral, given.report, given.steps)
@@ -99,17 +111,14 @@ def consumer_options(description: str, argv: list[str] | None) -> ConsumerOption
 def publisher_options(description: str, argv: list[str] | None) -> argparse.Namespace:
     """The flags of events_publisher_levels.py."""
     parser = Parser(description)
-    parser.add_argument("--level", type=whole(1, 3), metavar="{1,2,3}", help="nivel de garantía")
-    parser.add_argument("--nombre", help="el nombre del usuario nuevo")
-    parser.add_argument("--email", help="su dirección de correo")
-    parser.add_argument("--resume", action="store_true", help="envía, con el nivel 3 y el mismo id,"
-                        " lo que quedó anotado sin confirmar")
-    parser.add_argument("--count", type=whole(1, 10**9), default=1, metavar="N",
-                        help="cuántos eventos, cada uno de un usuario nuevo (por defecto, 1)")
-    parser.add_argument("--rate", type=seconds(0.01, 1e6), metavar="R",
-                        help="eventos por segundo, como mucho")
-    parser.add_argument("--timeout", type=seconds(1, 86_400), default=60, metavar="S",
-                        help="nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)")
+    parser.value("--level", whole(1, 3), "{1,2,3}", "nivel de garantía")
+    parser.value("--nombre", str, "NOMBRE", "el nombre del usuario nuevo")
+    parser.value("--email", str, "EMAIL", "su dirección de correo")
+    parser.switch("--resume", "envía, con el nivel 3 y el mismo id, lo anotado sin confirmar")
+    parser.value("--count", whole(1, 10**9), "N", "eventos, cada uno de otro usuario (1)", 1)
+    parser.value("--rate", seconds(0.01, 1e6), "R", "eventos por segundo, como mucho")
+    parser.value("--timeout", seconds(1, 86_400), "S",
+                 "nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
     given = parser.parse_args(argv)
     new = {"--level": given.level, "--nombre": given.nombre, "--email": given.email}
     missing = [flag for flag, value in new.items() if value is None]
@@ -131,17 +140,14 @@ def dead_letter_options(description: str, argv: list[str] | None,
     action.add_argument("--export", metavar="ARCHIVO", help="los copia, un JSON por línea")
     action.add_argument("--replay", action="store_true", help="reenvía cada uno a su cola")
     action.add_argument("--discard", action="store_true", help="los borra; pregunta antes")
-    parser.add_argument("--limit", type=whole(1, 10**9), metavar="N", help="N, como mucho")
-    parser.add_argument("--idle-timeout", type=seconds(0.1, 86_400), metavar="S",
-                        help="en vivo: termina tras S segundos sin mensajes nuevos")
     parser.add_argument("--consumer", choices=consumers, help="solo los de este consumidor")
-    parser.add_argument("--id", metavar="ID", help="solo este evento; vale el final del id, como"
-                        " sale en pantalla")
-    parser.add_argument("--error", metavar="TEXTO", help="solo si el error contiene este texto")
-    parser.add_argument("--rate", type=seconds(0.01, 1e6), metavar="R",
-                        help="--replay: mensajes por segundo, como mucho")
-    parser.add_argument("--dry-run", action="store_true", help="dice qué haría, sin hacerlo")
-    parser.add_argument("--yes", action="store_true", help="--discard: sin preguntar")
+    parser.value("--limit", whole(1, 10**9), "N", "N, como mucho")
+    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: termina sin nuevos en S s")
+    parser.value("--id", str, "ID", "solo este evento; vale el final del id, como en pantalla")
+    parser.value("--error", str, "TEXTO", "solo si el error contiene este texto")
+    parser.value("--rate", seconds(0.01, 1e6), "R", "--replay: mensajes por segundo, como mucho")
+    parser.switch("--dry-run", "dice qué haría, sin hacerlo")
+    parser.switch("--yes", "--discard: sin preguntar")
     given = parser.parse_args(argv)
     changes = given.replay or given.discard
     given.live = not (given.summary or given.export is not None or changes)
@@ -201,11 +207,6 @@ def run(main: Callable[[], int | None]) -> None:
             _discard_stdout()
         console.print_error(str(error))
         code = error.exit_code
-    except ModuleNotFoundError as error:
-        if error.name not in ("pika", "dotenv"):
-            raise
-        console.print_error(NO_PACKAGES)
-        code = EXIT_BAD_CONFIG
     except KeyboardInterrupt:
         console.print_error("Interrumpido con Ctrl-C.")
         code = EXIT_INTERRUPTED

@@ -209,6 +209,7 @@ class Link:
     def _lost(self, connection, reason: BaseException) -> None:
         if connection is not self._connection or self._closed:
             return
+        self.channel = None
         refused = refusal(reason, self._url)
         if refused:
             self._io.error = refused

@@ -151,6 +151,13 @@ def bar(count: int, most: int, width: int = 24) -> str:
     return "█" * max(1, round(width * count / most)) if count else ""
 
 
+def bars(counts: dict[str, int]) -> list[str]:
+    """A line with a bar for each name."""
+    most = max(counts.values(), default=0)
+    return table([(f"  {name}", number, bar(number, most)) for name, number in counts.items()],
+                 right={1})
+
+
 def table(rows: list[tuple], right: frozenset[int] | set[int] = frozenset()) -> list[str]:
     """Lines with the columns aligned; `right` holds the indexes of right-aligned columns."""
     cells = [[clean(cell) for cell in row] for row in rows]

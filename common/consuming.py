@@ -23,7 +23,7 @@ from common.events import USER_CREATED, decode, now
 from common.ledger import Ledger
 from common.problems import no_broker
 from common.publishing import NACK, RETURN, TIMEOUT, ConfirmedChannel
-from common.retry import copied_properties, cut, failed_headers, next_delay_s
+from common.retry import cut, failed_copy, next_delay_s
 from common.subscription import Delivery, Subscription
 
 BATCH_S = 0.1  # a batch is finished at least this often
@@ -42,21 +42,19 @@ class Consumer:
     def __init__(self, name: str, options: ConsumerOptions, tables: str = "",
                  summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
-        self.stop_wanted, self._stop_at = False, 0.0
+        self.stop_wanted = False
         self.ledger = Ledger(self.settings.state_dir, name, crash_loop.TABLE + tables,
                              lambda: self.stop_wanted)
         self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
-        self._tick_at = self._forget_at = 0.0
+        self._tick_at = self._forget_at = self._stop_at = 0.0  # of time.monotonic()
         self._queue = ""
-        self._declarations: list[Callable] = []
-        self._bindings: list[Callable] = []
         self._batch: list[Delivery] = []  # has a verb, and is not finished
-        self._failed: list[Delivery] = []
+        self._failed: list[Delivery] = []  # of the batch that is being finished
         self._io = IoThread()
-        self._subscription = Subscription(self._io, self.settings, self._declare, self._bind)
+        self._subscription = Subscription(self._io, self.settings)
         # Two connections: an alarm blocks one that publishes, acks too (docs/facts.md, broker 15).
-        self._copies = ConfirmedChannel(self._io, self.settings, self._declare, self._give_up,
-                                        quiet=True)
+        self._copies = ConfirmedChannel(self._io, self.settings, self._subscription.declare,
+                                        self._give_up, quiet=True)
 
     def __enter__(self):
         stop_on_signals(self)
@@ -64,12 +62,8 @@ class Consumer:
 
     def __exit__(self, kind, error, _) -> bool:
         if self._io.is_alive():
-            try:
-                if kind is None:
-                    self.finish()
-            finally:
-                self._subscription.cancel()
-                self._io.stop(CLOSE_TIMEOUT_S)
+            self._subscription.cancel()
+            self._io.stop(CLOSE_TIMEOUT_S)
             if kind in (None, Stopped):
                 console.print_totals(self.name, self._counts)
         self.ledger.db.close()
@@ -79,7 +73,7 @@ class Consumer:
 
     def exchange_declare(self, exchange: str, exchange_type: str) -> None:
         """Durable."""
-        self._declarations.append(lambda channel: channel.exchange_declare(
+        self._subscription.declarations.append(lambda channel: channel.exchange_declare(
             exchange=exchange, exchange_type=exchange_type, durable=True))
 
     def queue_declare(self, queue: str) -> None:
@@ -88,22 +82,15 @@ class Consumer:
         self._queue = queue
         needed = exchange.topology(self.settings, queue)
         for each in needed[:1] if self.options.ephemeral else needed:
-            self._declarations.append(lambda channel, each=each: channel.queue_declare(
-                queue=each.name, durable=True, arguments=each.arguments))
+            self._subscription.declarations.append(
+                lambda channel, each=each: channel.queue_declare(
+                    queue=each.name, durable=True, arguments=each.arguments))
 
     def queue_bind(self, queue: str, exchange: str) -> None:
         """The exchange gives the queue a copy of every event."""
         name = "" if self.options.ephemeral else queue
-        self._bindings.append(lambda channel: channel.queue_bind(
-            queue=name, exchange=exchange, routing_key=""))
-
-    def _declare(self, channel) -> None:
-        for declaration in self._declarations:
-            declaration(channel)
-
-    def _bind(self, channel) -> None:
-        for binding in self._bindings:
-            binding(channel)
+        self._subscription.bind = lambda channel: channel.queue_bind(
+            queue=name, exchange=exchange, routing_key="")
 
     # The loop and its verbs
 
@@ -140,6 +127,7 @@ class Consumer:
             active_at = time.monotonic()
             if alone or self._subscription.is_empty or active_at - batch_at > BATCH_S:
                 self.finish()
+        self.finish()
         if not self._subscription.link.connected and not self.stop_wanted:
             raise no_broker(self.settings.urls)
 
@@ -194,11 +182,8 @@ class Consumer:
         self._fail(delivery, error, None)
 
     def _fail(self, delivery: Delivery, error: Exception, delay_s: float | None) -> None:
-        to = (exchange.DEAD_LETTER_QUEUE if delay_s is None
-              else exchange.retry_queue(self._queue, delay_s))
-        delivery.copy = to, failed_headers(
-            delivery.properties.headers, error, delay_s, consumer=self.name,
-            source_queue=self._queue, to=to, failed_at=now())
+        delivery.copy = to, _ = failed_copy(delivery.properties, error, delay_s, consumer=self.name,
+                                            source_queue=self._queue, failed_at=now())
         delivery.outcome = "dead" if delay_s is None else "retry"
         delivery.line, delivery.why = f"falló → {to}", f"{type(error).__name__}: {cut(str(error))}"
         self._step(delivery, f"falló: {delivery.why}")
@@ -214,26 +199,33 @@ class Consumer:
     # What the verbs have in common
 
     def finish(self) -> None:
-        """Finish the batch, step by step; see the top of this file."""
+        """Finish the batch, step by step; see the top of this file. Raises Stopped if copies have no
+        confirm by then: an ack of what comes behind the originals would cover these."""
         batch, self._batch = self._batch, []
         if not batch:
             return
         done: list[Delivery] = []
         self._failed = []
         for delivery in batch:
-            (self._failed if delivery.copy else done).append(delivery)
+            if not delivery.copy:
+                done.append(delivery)
+            elif self._subscription.is_current(delivery):  # else the original comes again
+                self._failed.append(delivery)
             if delivery.redelivered and delivery.event:
                 crash_loop.forget(self.ledger, delivery.event.id)
         self.ledger.commit()
         self._step(batch[-1], "commit")
         self.ack(done, multiple=not self._failed)
-        if self._failed and self._copies_confirmed():
+        confirmed = self._copies_confirmed()
+        if self._failed and confirmed:
             self._step(batch[-1], "copia confirmada por el broker")
             self.ack(self._failed, multiple=True)
             done += self._failed
         console.print_deliveries(self.name, done)
         for delivery in done:
             self._counts[delivery.outcome] += 1
+        if self.stop_wanted and not confirmed:
+            raise Stopped("Terminado.")
 
     def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
         """multiple: one frame for all, as nothing before the last of them is still open."""
@@ -244,27 +236,25 @@ class Consumer:
     def _copies_confirmed(self) -> bool:
         """Publish the copies of what failed and wait for the confirms of all."""
         for delivery in self._failed:
-            to, headers = delivery.copy  # type: ignore[misc]  # set by _fail()
-            self._copies.basic_publish("", to, delivery.body, copied_properties(
-                delivery.properties, headers), mandatory=True)
+            to, properties = delivery.copy  # type: ignore[misc]  # set by _fail()
+            self._copies.basic_publish("", to, delivery.body, properties, mandatory=True)
+        confirmed = True
         for message, answer in self._copies.answers(0):
             if answer == TIMEOUT:
-                return False
+                confirmed = False
             if answer == RETURN:
                 console.print_line(f"{console.clock()} La cola {message.routing_key} no está:"
                                    " se declara de nuevo.", "warn")
-                self._copies.declare_again()
             if answer in (RETURN, NACK):
                 self._copies.publish_again(message)
-        return True
+        return confirmed
 
     def _give_up(self, _) -> bool:
         """Whether to wait for copies no longer: the script stops, or the originals come again."""
         if self.stop_wanted and not self._stop_at:
             self._stop_at = time.monotonic() + STOP_TIMEOUT_S
-        current = self._subscription.link.channel
-        return (bool(self._stop_at) and time.monotonic() > self._stop_at) or any(
-            delivery.channel is not current for delivery in self._failed)
+        return not self._subscription.is_current(self._failed[0]) or (
+            self.stop_wanted and time.monotonic() > self._stop_at)
 
     def _step(self, delivery: Delivery, text: str) -> None:
         if self.options.steps:

@@ -32,6 +32,8 @@ class StateError(KitError):
 class Stopped(KitError):
     """Ctrl-C while another process has the file."""
 
+    exit_code = 0
+
 
 def open_database(path: Path, tables: str) -> sqlite3.Connection:
     """Open or create a file that several processes share; a commit has reached the disk.
@@ -52,7 +54,7 @@ def open_database(path: Path, tables: str) -> sqlite3.Connection:
         raise problem(path, error) from None
 
 
-def problem(path: Path, error: Exception) -> Exception:
+def problem(path: Path, error: BaseException) -> BaseException:
     """A StateError for what the disk did; any other error stays what it is."""
     if not isinstance(error, sqlite3.Error):
         return error
@@ -64,7 +66,7 @@ def problem(path: Path, error: Exception) -> Exception:
     return error
 
 
-def undone(path: Path, error: Exception | None) -> Exception:
+def undone(path: Path, error: BaseException | None) -> BaseException:
     """Why a transaction ended before its commit: a full disk, or a handler's OR ROLLBACK."""
     found = problem(path, error) if error else None
     return found if isinstance(found, StateError) else StateError(

@@ -48,7 +48,7 @@ class Ledger:
     def commit(self) -> None:
         if self.db.in_transaction:
             try:
-                self.db.execute("COMMIT TRANSACTION")
+                self.db.execute("COMMIT /* kit */")
             except sqlite3.Error as error:
                 raise problem(self.path, error) from None
             if time.monotonic() - self._began_at > LONG_S:

@@ -28,7 +28,9 @@ class Outbox:
                                 [(event_id,) for event_id in confirmed])
             self.db.executemany("INSERT OR IGNORE INTO unconfirmed VALUES (?, ?)", events)
             self.db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:  # Ctrl-C, too
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
             raise problem(self.path, error) from None
 
     def count(self) -> int:

@@ -33,7 +33,8 @@ def argparse_in_spanish(argparse) -> None:
 
 def tolerant_decoder(data) -> None:
     """pika.data.decode_value raises for a header of NaN, of the year 30000 or 400 tables deep, and
-    so ends every consumer of the queue in turn. Read such a value as None."""
+    so ends every consumer of the queue in turn (github.com/pika/pika/issues/1698, mended for times
+    after 1.4.4). Read such a value as None."""
     original = data.decode_value
 
     def decode_value(encoded: bytes, offset: int) -> tuple:
@@ -63,6 +64,6 @@ def one_write(connection):
 
 
 def smtp_host(server, host: str) -> None:
-    """smtplib.SMTP.connect(), unlike the constructor, does not keep the host name, which STARTTLS
-    compares with the certificate (github.com/python/cpython/issues/80496)."""
+    """smtplib.SMTP.connect(), unlike the constructor, does not keep the host name, which TLS
+    compares with the certificate (github.com/python/cpython/issues/80275, mended after 3.13)."""
     server._host = host

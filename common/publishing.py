@@ -5,7 +5,7 @@ Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from common.patches import one_write
 WINDOW = 1000  # messages without an answer, at most
 BATCH = 200  # messages written to the outbox in one transaction
 BATCH_S = 0.05  # a smaller batch goes out after this time
-NACK_PAUSE_S = 0.5
+AGAIN_S = 0.5
 MAX_NACKS = 20  # of one message: perhaps only this channel refuses it (docs/facts.md, broker 24)
 CONFIRM_TIMEOUT_S = 10  # older: a new connection (docs/facts.md, broker 13)
 CLOSE_TIMEOUT_S = 2
@@ -44,17 +44,17 @@ def properties(event: Event, delivery_mode: int, headers: dict | None = None):
 
 @dataclass(slots=True, eq=False)
 class Message:
+    """sent_at: of time.monotonic()."""
+
+    id: str
     exchange: str
     routing_key: str
     body: bytes
     properties: pika.BasicProperties
     mandatory: bool
-    sent_at: float = 0.0  # time.monotonic()
+    sent_at: float = 0.0
     nacks: int = 0
-
-    @property
-    def id(self) -> str:
-        return str(self.properties.message_id)
+    returned: bool = False
 
 
 class ConfirmedChannel:
@@ -62,7 +62,7 @@ class ConfirmedChannel:
     then is sent again. With an outbox, a message is on disk before it is sent, until its ack.
 
     declare(channel) runs on each new channel, before anything is published. give_up(channel) says
-    when to wait no longer. The main thread calls the public methods.
+    when to wait no longer. unanswered: by id(), the messages without an answer.
     """
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
@@ -72,7 +72,7 @@ class ConfirmedChannel:
         self._batch: list[Message] = []  # neither in the outbox nor sent
         self._acked: list[str] = []  # still in the outbox
         self._sent_at = 0.0
-        self._open: dict[int, Message] = {}  # without an answer, by id()
+        self.unanswered: dict[int, Message] = {}
         self._answers: deque[tuple[Message, str]] = deque()
         self._arrived = threading.Event()
         # In the I/O thread:
@@ -81,7 +81,6 @@ class ConfirmedChannel:
         self._waiting: deque[Message] = deque()
         self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
         self._last_tag = 0
-        self._returned: Counter = Counter()
         io.call(self._watch)
 
     def confirm_delivery(self) -> None:
@@ -91,27 +90,19 @@ class ConfirmedChannel:
     def basic_publish(self, exchange: str, routing_key: str, body: bytes,
                       properties: pika.BasicProperties, mandatory: bool) -> None:
         """Publish, with the batch that this message completes."""
-        message = Message(exchange, routing_key, body, properties, mandatory)
-        if not self._open:
+        message = Message(str(properties.message_id), exchange, routing_key, body, properties,
+                          mandatory)
+        if not self.unanswered:
             self.answered_at = time.monotonic()
-        self._open[id(message)] = message
+        self.unanswered[id(message)] = message
         self._batch.append(message)
         if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
             self._send_batch()
 
     def publish_again(self, message: Message) -> None:
-        """After a nack or a return, with a pause."""
-        self._open[id(message)] = message
-        again = partial(self._io.ioloop.call_later, NACK_PAUSE_S, partial(self._send, [message]))
-        self._io.call(again)
-
-    def declare_again(self) -> None:
-        self._io.call(lambda: self._channel and self._declare(self._channel))
-
-    @property
-    def unanswered(self) -> int:
-        """How many messages have no answer."""
-        return len(self._open)
+        """After a nack or a return, with a pause; what was returned, to a queue declared anew."""
+        self.unanswered[id(message)] = message
+        self._io.call(partial(self._io.ioloop.call_later, AGAIN_S, partial(self._again, message)))
 
     def answers(self, most_unanswered: int) -> Iterator[tuple[Message, str]]:
         """(message, answer) as they come, until only so many messages have no answer."""
@@ -119,9 +110,9 @@ class ConfirmedChannel:
             self._send_batch()
         while True:
             yield from self._new_answers()
-            if self._open and self._give_up(self):
-                self._answers.extend((message, TIMEOUT) for message in self._open.values())
-            elif len(self._open) <= most_unanswered:
+            if self.unanswered and self._give_up(self):
+                self._answers.extend((message, TIMEOUT) for message in self.unanswered.values())
+            elif len(self.unanswered) <= most_unanswered:
                 return
             else:
                 self._arrived.wait(POLL_S)
@@ -129,14 +120,14 @@ class ConfirmedChannel:
                 self._io.check()
 
     def close(self) -> None:
-        """Bring the outbox up to date; what has no ack stays in it."""
+        """Take the last answers; what has no ack stays in the outbox."""
         self.late_acks = sum(answer == ACK for _, answer in self._new_answers())
         self._write_batch()
 
     def _new_answers(self) -> Iterator[tuple[Message, str]]:
         while self._answers:
             message, answer = self._answers.popleft()
-            if self._open.pop(id(message), None):
+            if self.unanswered.pop(id(message), None):
                 if answer == ACK:
                     self._acked.append(message.id)
                 yield message, answer
@@ -146,9 +137,10 @@ class ConfirmedChannel:
         self._io.call(partial(self._send, self._write_batch()))
 
     def _write_batch(self) -> list[Message]:
-        batch, self._batch, acked, self._acked = self._batch, [], self._acked, []
-        if self._outbox and (batch or acked):
-            self._outbox.write([(message.id, message.body) for message in batch], acked)
+        if self._outbox and (self._batch or self._acked):
+            self._outbox.write([(message.id, message.body) for message in self._batch],
+                               self._acked)
+        batch, self._batch, self._acked = self._batch, [], []
         return batch
 
     # In the I/O thread
@@ -158,15 +150,20 @@ class ConfirmedChannel:
         self._link.open()
         self._pump()
 
+    def _again(self, message: Message) -> None:
+        if message.returned and self._channel:
+            self._declare(self._channel)
+        self._send([message])
+
     def _pump(self) -> None:
         if not self._channel or not self._waiting:
             return
         with one_write(self._channel.connection):
             while self._waiting and len(self._unconfirmed) < WINDOW:
                 message = self._waiting.popleft()
-                if id(message) not in self._open:  # given up
+                if id(message) not in self.unanswered:  # given up
                     continue
-                message.sent_at = time.monotonic()
+                message.sent_at, message.returned = time.monotonic(), False
                 self._last_tag += 1
                 self._unconfirmed[self._last_tag] = message
                 self._channel.basic_publish(message.exchange, message.routing_key, message.body,
@@ -186,8 +183,11 @@ class ConfirmedChannel:
 
     def _on_return(self, channel, method, properties, _body) -> None:
         """No queue took it; its ack comes right behind (docs/facts.md, broker 12)."""
-        if channel is self._channel:
-            self._returned[properties.message_id, method.routing_key] += 1
+        for message in self._unconfirmed.values() if channel is self._channel else ():
+            if message.id == str(properties.message_id) and not message.returned and (
+                    message.routing_key == method.routing_key):
+                message.returned = True
+                return
 
     def _on_confirm(self, channel, method) -> None:
         """An ack or a nack; on another channel the tag belongs to another message."""
@@ -196,31 +196,24 @@ class ConfirmedChannel:
         tags = [method.delivery_tag]
         if method.multiple:  # all up to and including this one
             tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
-        nack = isinstance(method, pika.spec.Basic.Nack)
-        for message in [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]:
-            key = message.properties.message_id, message.routing_key
-            returned = bool(self._returned) and self._returned[key] > 0
-            if returned:
-                self._returned[key] -= 1
-            self._answer(message, NACK if nack else RETURN if returned else ACK)
-        self._pump()
-
-    def _answer(self, message: Message, answer: str) -> None:
-        if answer == NACK:
-            message.nacks += 1
-            if message.nacks % MAX_NACKS == 0:
+        messages = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
+        if isinstance(method, pika.spec.Basic.Nack):
+            for message in messages:
+                message.nacks += 1
+                self._answers.append((message, NACK))
+            if any(message.nacks % MAX_NACKS == 0 for message in messages):
                 self._link.restart(f"el broker rechazó un mensaje {MAX_NACKS} veces")
         else:
             self.answered_at = time.monotonic()
-        self._answers.append((message, answer))
-        if not self._arrived.is_set():
-            self._arrived.set()
+            self._answers.extend((message, RETURN if message.returned else ACK)
+                                 for message in messages)
+        self._arrived.set()
+        self._pump()
 
     def _lost(self) -> None:
         self._channel = None
         self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
-        self._returned.clear()
 
     def _watch(self) -> None:
         """A broker that is silent gets a new connection; an alarm is no silence."""

@@ -9,6 +9,7 @@ import uuid
 import pika
 
 from common.config import MAX_DELAYS
+from common.exchange import DEAD_LETTER_QUEUE, retry_queue
 
 ERROR_BYTES = 1024  # a header larger than a frame closes the connection (docs/facts.md, pika 5)
 MOST = 1_000_000  # no kit counts attempts or replays so far
@@ -44,6 +45,15 @@ def journey_of(headers: dict | None) -> list[dict]:
              "to": cut(stop["to"], 255)}
             for stop in journey[-MAX_DELAYS:] if isinstance(stop, dict)
             and isinstance(stop.get("failed_at"), str) and isinstance(stop.get("to"), str)]
+
+
+def failed_copy(properties: pika.BasicProperties, error: Exception, delay_s: float | None, *,
+                consumer: str, source_queue: str, failed_at: str) -> tuple:
+    """(queue, properties) of the copy of a failed event; delay_s as of next_delay_s()."""
+    to = DEAD_LETTER_QUEUE if delay_s is None else retry_queue(source_queue, delay_s)
+    return to, copied_properties(properties, failed_headers(
+        properties.headers, error, delay_s, consumer=consumer, source_queue=source_queue, to=to,
+        failed_at=failed_at))
 
 
 def failed_headers(headers: dict | None, error: Exception, delay_s: float | None, *,

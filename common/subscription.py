@@ -27,7 +27,7 @@ CANCEL_TIMEOUT_S = 2
 @dataclass(slots=True)
 class Delivery:
     """A message as it arrived. The verbs of common/consuming.py set what follows `attempt`: what
-    became of it, the line to print, why it failed, (queue, headers) of the copy in its place."""
+    became of it, the line to print, why it failed, (queue, properties) of its copy."""
 
     channel: Any
     tag: int
@@ -40,15 +40,17 @@ class Delivery:
     outcome: str = ""  # done, duplicate, skipped, retry, dead
     line: str = ""
     why: str = ""
-    copy: tuple[str, dict] | None = None
+    copy: tuple[str, pika.BasicProperties] | None = None
 
 
 class Subscription:
-    """declare(channel) and bind(channel) run on each new channel."""
+    """declarations, bind: functions of a channel, for each new one."""
 
-    def __init__(self, io: IoThread, settings: Settings, declare: Callable, bind: Callable):
+    def __init__(self, io: IoThread, settings: Settings):
         self.link = Link(io, settings, self._channel_opened, self._lost)
-        self._io, self._settings, self._declare, self._bind = io, settings, declare, bind
+        self.declarations: list[Callable] = []
+        self.bind: Callable = bool  # nothing
+        self._io = io
         self._inbox: deque[Delivery] = deque()
         self._arrived, self._cancelled = threading.Event(), threading.Event()
         self._queue = self._consumer_tag = self._announcement = ""
@@ -73,6 +75,10 @@ class Subscription:
                     return delivery
         return None
 
+    def is_current(self, delivery: Delivery) -> bool:
+        """Whether its channel is open: else the broker delivers it again."""
+        return delivery.channel is self.link.channel
+
     @property
     def is_empty(self) -> bool:
         return not self._inbox
@@ -89,9 +95,15 @@ class Subscription:
 
     # In the I/O thread
 
+    def declare(self, channel) -> None:
+        for declaration in self.declarations:
+            declaration(channel)
+
     def _channel_opened(self, channel) -> None:
-        self._declare(channel)
-        self._bind(channel)
+        self.declare(channel)
+        if not self._queue:  # "" is the queue declared last, with a name that the broker gives
+            channel.queue_declare("", exclusive=True)
+        self.bind(channel)
         channel.add_on_cancel_callback(lambda _: self.link.restart(
             f"el broker canceló el consumo de {self._queue} (¿cola borrada?)"))
         channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._consume(channel))
@@ -109,7 +121,7 @@ class Subscription:
 
     def _bind_again(self, channel) -> None:
         if channel is self.link.channel:
-            self._bind(channel)
+            self.bind(channel)
             self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind_again, channel))
 
     def _on_message(self, channel, method, properties, body) -> None:

@@ -74,7 +74,7 @@ class Tally:
             "confirmed", "returned", "unconfirmed"))
         if self.channel:
             confirmed += self.channel.late_acks
-            silent += self.channel.unanswered
+            silent += len(self.channel.unanswered)
         total = self.counts["sent"] + confirmed + returned + silent
         if not total:
             return console.print_line("No queda nada por enviar." if self.options.resume
