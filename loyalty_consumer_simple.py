@@ -24,7 +24,8 @@ CREATE TABLE IF NOT EXISTS accounts
 
 def open_account(event, db):
     """The work. once() runs it in one transaction with the note that the event
-    is done, so an event that arrives twice adds its points once."""
+    is done, so an event that arrives twice adds its points once (and two
+    different events of a user add twice)."""
     db.execute("INSERT INTO accounts VALUES (?, ?, ?) ON CONFLICT (user_id)"
                " DO UPDATE SET points = points + excluded.points",
                (event.user_id, event.nombre, WELCOME_POINTS))
@@ -50,16 +51,16 @@ def main(argv=None):
         consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
         consumer.queue_declare(QUEUE)  # with retry queues and dead_letter_queue
         consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event
-        # The broker keeps each event until its ack and delivers it again if this
-        # process dies before; once() then finds it done, and does nothing.
+        # The broker keeps each event until its ack. If this process dies first,
+        # it delivers the event again; once() skips what was committed.
         for delivery in consumer.basic_consume(
                 QUEUE, prefetch_count=options.prefetch):
             try:
                 line = consumer.once(delivery, open_account)
             except PermanentError as error:  # malformed: no retry can help
-                consumer.dead_letter(delivery, error)  # a copy there, then ack
-            except Exception as error:  # a copy waits 5, 30, 120 s; then as above
-                consumer.retry(delivery, error)  # copy in a retry queue, then ack
+                consumer.dead_letter(delivery, error)  # copy it there, then ack
+            except Exception as error:  # 5 s, then 30, then 120; then as above
+                consumer.retry(delivery, error)  # its copy waits; ack at once
             else:
                 consumer.basic_ack(delivery, line)  # after the commit
 

@@ -259,5 +259,5 @@ def confirm(question: str) -> bool:
     """Ask on the terminal; without one the answer is no."""
     if not sys.stdin or not sys.stdin.isatty():
         return False
-    print(f"{question} [s/N] ", end="", flush=True, file=console.out())
+    console.print_line(f"{question} [s/N]", end=" ")
     return sys.stdin.readline().strip().lower() in ("s", "si", "sí", "y", "yes")

@@ -73,9 +73,9 @@ def out():
     return sys.stderr if json_mode else sys.stdout
 
 
-def print_line(text: str, colour: str | None = None) -> None:
+def print_line(text: str, colour: str | None = None, end: str = "\n") -> None:
     """Print a line for people. Raises OutputError, BrokenPipeError."""
-    _write(out(), paint(text, colour) + "\n")
+    _write(out(), paint(text, colour) + end)
 
 
 def print_error(text: str) -> None:

@@ -117,6 +117,8 @@ class Consumer:
                      or (headers and simulation.stands_alone(headers)))
             if alone:  # it may kill the process: the events beside it must not suffer
                 self.finish()
+            if not self._subscription.is_current(delivery):
+                continue
             if not self._batch:
                 batch_at = moment
             begun += 1
@@ -185,7 +187,8 @@ class Consumer:
         delivery.copy = to, _ = failed_copy(delivery.properties, error, delay_s, consumer=self.name,
                                             source_queue=self._queue, failed_at=now())
         delivery.outcome = "dead" if delay_s is None else "retry"
-        delivery.line, delivery.why = f"falló → {to}", f"{type(error).__name__}: {cut(str(error))}"
+        delivery.why = f"{type(error).__name__}: {cut(str(error))}"
+        delivery.line = f"falló → {to}"
         self._step(delivery, f"falló: {delivery.why}")
         self._batch.append(delivery)
 
@@ -199,8 +202,8 @@ class Consumer:
     # What the verbs have in common
 
     def finish(self) -> None:
-        """Finish the batch, step by step; see the top of this file. Raises Stopped if copies have no
-        confirm by then: an ack of what comes behind the originals would cover these."""
+        """Finish the batch, step by step; see the top of this file. Raises Stopped if it stops before
+        all copies are confirmed: no later ack may then cover their originals."""
         batch, self._batch = self._batch, []
         if not batch:
             return
@@ -216,7 +219,7 @@ class Consumer:
         self.ledger.commit()
         self._step(batch[-1], "commit")
         self.ack(done, multiple=not self._failed)
-        confirmed = self._copies_confirmed()
+        confirmed = not self._failed or self._copies_confirmed()
         if self._failed and confirmed:
             self._step(batch[-1], "copia confirmada por el broker")
             self.ack(self._failed, multiple=True)

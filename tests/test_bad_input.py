@@ -36,7 +36,7 @@ def offline_kit(tmp_path):
 
 def assert_refused(result, code: int, *words: str) -> str:
     """Assert that the script exited with the code and one Spanish sentence. Return it."""
-    both = result.stdout + result.stderr
+    both = (result.stdout or "") + result.stderr
     assert result.returncode == code, both
     [_] = [line for line in result.stderr.splitlines()
            if not line.startswith("Eventos sin confirmar")]
@@ -92,14 +92,8 @@ def test_a_wrong_flag_exits_with_2(offline_kit, script, flags, words):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_in_spanish_and_works_without_pika(offline_kit, script):
-    probe = (f"import runpy, sys; sys.argv = ['{script}', '--help']\n"
-             f"try: runpy.run_path('{ROOT / script}', run_name='__main__')\n"
-             "finally: print('pika' in sys.modules, file=sys.stderr)")
-    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT,
-                            env=offline_kit.environment(PYTHONPATH=str(ROOT)),
-                            capture_output=True, text=True, encoding="utf-8")
-    assert (result.returncode, result.stderr) == (0, "False\n")
+def test_help_is_in_spanish(offline_kit, script):
+    result = offline_kit.run_ok(script, "--help")
     assert result.stdout.startswith("uso: ") and "muestra esta ayuda y termina" in result.stdout
     for english in ("usage", "options:", "show this", "default"):
         assert english not in result.stdout
@@ -220,10 +214,12 @@ def test_every_script_exits_with_69_promptly_without_a_broker(offline_kit, scrip
 
 
 def test_level_3_with_a_rate_gives_up_as_soon_as_at_full_speed(offline_kit):
+    """An event that it has not created by then is not created."""
     result = offline_kit.run(PUBLISHER, "--level", "3", *USER, "--count", "50", "--rate", "1",
                              "--timeout", "1", "--json", timeout=20)
     assert result.returncode == 69
-    assert result.stdout.count('"unconfirmed"') == 50
+    assert result.stdout.count('"unconfirmed"') in (1, 2)
+    assert "El broker no contestó durante 1 s. Arráncalo con" in result.stderr
 
 
 START = pika.frame.Method(0, pika.spec.Connection.Start(server_properties={})).marshal()
@@ -328,7 +324,7 @@ def fill(folder: Path) -> None:
 
 def assert_kept(kit, name: str, result) -> None:
     """Assert that the consumer printed the reason and the event is still in its queue."""
-    assert_refused(result, 78, "el broker guarda los eventos", str(kit.state))
+    assert_refused(result, 78, "No se pierde nada", str(kit.state))
     kit.wait_for_depth(f"{name}_queue", 1)
     assert kit.depth("dead_letter_queue") == 0
 
@@ -350,17 +346,6 @@ def test_an_unusable_state_dir_exits_with_78_and_the_event_stays(kit, name):
         assert (kit.state / f"{name}.db").read_bytes() == garbage
     (kit.state / f"{name}.db").unlink()
     kit.run_ok(ON_DISK[name], "--limit", "1")
-
-
-def test_a_locked_state_file_exits_with_78_and_the_event_stays(kit):
-    kit.run_ok(EMAIL, "--report")
-    kit.run_ok(SETUP)
-    kit.publish_event(queue="email_queue")
-    with sqlite3.connect(kit.state / "email.db", isolation_level=None) as other:
-        other.execute("BEGIN IMMEDIATE")
-        assert_kept(kit, "email", kit.run(EMAIL, "--limit", "1"))
-    other.close()
-    assert kit.report(EMAIL) == {"emails": 0}
 
 
 def test_a_read_only_disk_exits_with_78_and_the_event_stays(kit, mount):
@@ -392,7 +377,6 @@ def test_a_full_disk_exits_with_78_and_the_event_is_done_once_there_is_space(kit
     assert rows > 1 and done == ({"emails": rows} if name == "email"
                                  else {"accounts": rows, "points": 100 * rows})
     assert kit.depth(f"{name}_queue") == kit.depth("dead_letter_queue") == 0
-    assert not list((kit.state).glob("outbox/tmp/*"))
 
 
 # ---------------------------------------------------------------- Ctrl-C and closed pipes
@@ -415,7 +399,7 @@ def test_ctrl_c_in_a_replay_exits_with_130_and_loses_no_dead_letter(kit):
     for _ in range(20):
         kit.publish_event(queue="dead_letter_queue", headers={"x-source-queue": "email_queue"})
     running = kit.start(DEAD, "--replay", "--rate", "10")
-    running.wait_for("devuelta a su cola", count=3)
+    running.wait_for("reenviado a su cola", count=3)
     assert running.interrupt(timeout=5) == 130
     wait_until(lambda: kit.depth("dead_letter_queue") + kit.depth("email_queue") == 20,
                "20 messages in all")
@@ -450,6 +434,55 @@ def test_a_consumer_exits_when_its_pipe_is_closed(kit):
         channel.queue_delete("email_queue")
     assert process.wait(10) == 0
     assert process.stderr.read() == ""
+
+
+FULL = Path("/dev/full")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this machine")
+@pytest.mark.parametrize("script, flags", [
+    *ONE_SHOT.items(), *((script, ("--help",)) for script in SCRIPTS),
+    *((PUBLISHER, ("--level", level, *USER, "--count", "500", "--json")) for level in "123"),
+    (EMAIL, ("--report",)), (EMAIL, ("--report", "--json")), (DEAD, ("--limit", "1")),
+    (SETUP, ("--watch",))])
+def test_an_output_on_a_full_disk_is_one_sentence(kit, script, flags):
+    kit.run_ok(SETUP)
+    for queue in ("email_queue", "dead_letter_queue"):
+        kit.publish_event(queue=queue)
+    with FULL.open("w") as full:
+        result = kit.run(script, *flags, timeout=20, PYTHONUNBUFFERED="", stdout=full)
+    assert_refused(result, 78, "No se puede escribir en la salida (no queda espacio)")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full on this machine")
+def test_a_question_on_a_full_disk_deletes_nothing(kit):
+    kit.run_ok(SETUP)
+    kit.publish_event(queue="dead_letter_queue")
+    with FULL.open("w") as full:
+        result = kit.run_at_terminal("s\n", DEAD, "--discard", stdout=full, stderr=subprocess.PIPE)
+    assert_refused(result, 78, "No se puede escribir en la salida")
+    kit.wait_for_depth("dead_letter_queue", 1)
+
+
+def test_a_consumer_whose_output_is_full_ends_when_its_connection_is_lost(own_kit, mount):
+    """The I/O thread prints that; it must not be stuck, or the consumer waits for ever."""
+    printed = mount("size=64k") / "salida.txt"
+    with printed.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / EMAIL)], env=own_kit.environment(),
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, text=True)
+        try:
+            wait_until(lambda: "escucha" in printed.read_text(), "the consumer")
+            fill(printed.parent)
+            file.write(" " * (4096 - printed.stat().st_size))  # what is left of its own page
+            file.flush()
+            own_kit.node.kill()
+            assert process.wait(10) == 78
+            [sentence] = process.stderr.read().splitlines()
+            assert sentence.startswith("No se puede escribir en la salida (no queda espacio)")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def piped(kit, script: str, *flags: str) -> subprocess.Popen:

@@ -38,7 +38,7 @@ def test_a_peer_that_publishes_less_than_it_reports_is_an_error(measured):
 def test_a_failing_peer_is_named_with_its_last_line(measured):
     broken = replace(PIKA, name="broken",
                      command=[sys.executable, "-c", "raise SystemExit('no route')"])
-    with pytest.raises(bench.BenchError, match="broken terminó en 1: .*no route"):
+    with pytest.raises(bench.BenchError, match="broken salió con código 1: .*no route"):
         bench.publish(bench.Bench(measured.node, measured.folder, [broken], 1, EVENTS))
 
 

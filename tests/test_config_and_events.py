@@ -6,7 +6,7 @@ import uuid
 import pika
 import pytest
 
-from common import config, events
+from common import config, events, publishing
 from common.config import DEFAULTS, ConfigError
 
 EVENT = events.user_created("Zoë Ñandú 🎉", "zoe@eco.com")
@@ -122,7 +122,7 @@ def test_each_event_has_its_own_id_and_user_id():
 
 
 def test_the_properties_carry_the_id_and_type_of_the_event():
-    found = events.properties(EVENT, 2, {"x-simulate": {}})
+    found = publishing.properties(EVENT, 2, {"x-simulate": {}})
     assert (found.message_id, found.type) == (EVENT.id, "UsuarioCreado")
     assert (found.content_type, found.delivery_mode) == ("application/cloudevents+json", 2)
     assert found.headers == {"x-simulate": {}}

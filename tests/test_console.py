@@ -52,10 +52,10 @@ def test_only_a_terminal_gets_colour(monkeypatch):
 
 
 def test_with_json_data_goes_to_stdout_and_text_to_stderr(capsys, monkeypatch):
-    console.say("para la clase")
+    console.print_line("para la clase")
     monkeypatch.setattr(console, "json_mode", True)
-    console.say("para quien mira")
-    console.data({"nombre": "José 🎉\x1b[2J"})
+    console.print_line("para quien mira")
+    console.print_json({"nombre": "José 🎉\x1b[2J"})
     out, err = capsys.readouterr()
     words, record = out.splitlines()
     assert words == "para la clase" and err == "para quien mira\n"
@@ -67,7 +67,7 @@ def test_a_character_outside_the_encoding_is_a_question_mark(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="cp1252"))
     console.set_up()
-    console.say("✔ → José")
+    console.print_line("✔ → José")
     assert raw.getvalue().decode("cp1252").strip() == "? ? José"
 
 

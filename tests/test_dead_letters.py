@@ -3,15 +3,17 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 
 import pika
 import pytest
 
-import dead_letter_consumer
-from common import events, exchange, retry
-from tests.conftest import wait_until
+from common import cli, events, exchange, publishing, retry
+from common.views import dead_letters, live
+from tests.conftest import ROOT, WAIT_S, wait_until
 
 SCRIPT = "dead_letter_consumer.py"
 DLQ = "dead_letter_queue"
@@ -31,13 +33,13 @@ def dead_letter(kit, consumer: str = "email", error: Exception = NO_NETWORK, hea
                 body=None) -> str:
     """Publish a dead letter as a consumer of the kit does. Return its event id."""
     event = events.user_created("Zoë Ñandú", "zoe@eco.com")
-    first = retry.failed_headers(headers, error, retry.Step(0.3), consumer=consumer,
+    first = retry.failed_headers(headers, error, 0.3, consumer=consumer,
                                  to=f"{consumer}_queue.retry.300ms",
                                  source_queue=f"{consumer}_queue", failed_at=events.now())
-    last = retry.failed_headers(first, error, retry.Step(None), consumer=consumer, to=DLQ,
+    last = retry.failed_headers(first, error, None, consumer=consumer, to=DLQ,
                                 source_queue=f"{consumer}_queue", failed_at=events.now())
     kit.publish(body or events.encode(event), queue=DLQ,
-                properties=events.properties(event, 2, last))
+                properties=publishing.properties(event, 2, last))
     return event.id
 
 
@@ -75,10 +77,10 @@ def test_the_live_view_shows_each_dead_letter_once_and_removes_none(kit):
 def test_a_dead_letter_is_shown_with_user_error_attempts_and_history(kit):
     event_id = dead_letter(kit, "loyalty", ValueError("sin \x1b[2J saldo"), {"x-replays": 2})
     shown = kit.run_ok(SCRIPT, "--limit", "1").stdout
-    assert f"carta 1 · loyalty · UsuarioCreado · evento {event_id[-8:]}\n" in shown
+    assert f"mensaje fallido 1 · loyalty · UsuarioCreado · evento {event_id[-8:]}\n" in shown
     assert "Zoë Ñandú <zoe@eco.com>" in shown and "ValueError: sin \ufffd[2J saldo" in shown
-    assert "intentos  2, repeticiones 2" in shown
-    assert re.search(r"  camino    \d\d:\d\d:\d\d  ✘ intento 1\n"
+    assert "intentos  2, reenvíos 2" in shown
+    assert re.search(r"  historial \d\d:\d\d:\d\d  ✘ intento 1\n"
                      r" {15}│ +0\.\d s en loyalty_queue\.retry\.300ms\n"
                      r" {12}\d\d:\d\d:\d\d  ✘ intento 2 → dead_letter_queue\n", shown)
     assert "\x1b" not in shown
@@ -102,8 +104,11 @@ def test_a_history_with_invalid_times_is_still_drawn(failed_at, zone):
     stops = [{"attempt": 1, "failed_at": failed_at, "to": "\x1b[2J"},
              {"attempt": 2, "failed_at": events.now(), "to": DLQ}]
     for journey in (stops, stops[::-1], stops[:1]):
-        lines = dead_letter_consumer.timeline(retry.journey_of({"x-journey": journey}))
-        assert len(lines) == 2 * len(journey) - 1 and "\x1b" not in "".join(lines)
+        found = dead_letters.read(pika.BasicProperties(headers={"x-journey": journey}), b"")
+        lines = dead_letters.lines(found, 1)
+        [first] = [index for index, line in enumerate(lines) if line.startswith("  historial ")]
+        assert len(lines) - first == 2 * len(journey) - 1
+        assert "\x1b" not in "".join(lines)
 
 
 def test_json_output_has_one_object_per_dead_letter(kit):
@@ -140,6 +145,16 @@ def test_the_view_shows_messages_that_another_consumer_returns(kit):
     assert Counter(ids(view)) == Counter(made)
 
 
+def test_a_live_view_returns_no_message_again_while_nothing_changes(kit):
+    """On RabbitMQ 3.10 each return counts towards the limit of the queue."""
+    made = [dead_letter(kit) for _ in range(3)]
+    view = kit.run_ok(SCRIPT, "--json", "--idle-timeout", "12")
+    assert ids(view) == made
+    for properties, _ in kit.messages(DLQ):
+        assert max(properties.headers.get(name, 0)
+                   for name in ("x-delivery-count", "x-acquired-count")) == 1
+
+
 def test_two_equal_dead_letters_are_both_shown(kit):
     event = events.user_created("Ana", "ana@eco.com")
     headers = {"x-error-type": "X", "x-source-queue": "email_queue"}
@@ -166,7 +181,7 @@ def test_the_view_waits_for_the_first_dead_letter(kit):
     view = kit.start(SCRIPT)
     view.wait_for("Mirando dead_letter_queue")
     dead_letter(kit)
-    view.wait_for("carta 1 · email")
+    view.wait_for("mensaje fallido 1 · email")
     assert view.interrupt() == 0
     kit.wait_for_depth(DLQ, 1)
 
@@ -190,8 +205,8 @@ def test_a_summary_counts_by_error_and_consumer(kit):
 
 def test_an_export_contains_every_dead_letter_and_removes_none(kit):
     made = [dead_letter(kit) for _ in range(3)]
-    kit.run_ok(SCRIPT, "--export", "cartas.jsonl")
-    lines = (kit.state.parent / "cartas.jsonl").read_text(encoding="utf-8").splitlines()
+    kit.run_ok(SCRIPT, "--export", "fallidos.jsonl")
+    lines = (kit.state.parent / "fallidos.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == made
     kit.wait_for_depth(DLQ, 3)
     assert not list(kit.state.parent.glob("*.tmp"))
@@ -199,12 +214,12 @@ def test_an_export_contains_every_dead_letter_and_removes_none(kit):
 
 def test_an_export_never_overwrites_a_file(kit):
     dead_letter(kit)
-    (kit.state.parent / "cartas.jsonl").write_text("de ayer")
-    refused = kit.run(SCRIPT, "--export", "cartas.jsonl")
+    (kit.state.parent / "fallidos.jsonl").write_text("de ayer")
+    refused = kit.run(SCRIPT, "--export", "fallidos.jsonl")
     assert refused.returncode == 1 and "ya existe" in refused.stderr
-    assert (kit.state.parent / "cartas.jsonl").read_text() == "de ayer"
+    assert (kit.state.parent / "fallidos.jsonl").read_text() == "de ayer"
     assert [file.name for file in kit.state.parent.iterdir()
-            if "cartas" in file.name] == ["cartas.jsonl"]
+            if "fallidos" in file.name] == ["fallidos.jsonl"]
 
 
 @pytest.mark.parametrize("target, code", [
@@ -225,12 +240,12 @@ def test_an_export_that_cannot_be_written_leaves_no_file(kit, target, code):
 
 
 def test_a_replay_goes_to_the_source_queue_only_as_a_first_attempt(kit):
-    event_id = dead_letter(kit, "loyalty", headers={"trace": "abc", "x-replays": 1})
+    event_id = dead_letter(kit, "loyalty", headers={"traceparent": "abc", "x-replays": 1})
     kit.run_ok(SCRIPT, "--replay")
     assert kit.depth(DLQ) == 0
     assert depths(kit) == [0, 1, 0]
     [(properties, body)] = kit.messages("loyalty_queue")
-    assert properties.headers == {"x-attempt": 1, "x-replays": 2, "trace": "abc"} | (
+    assert properties.headers == {"x-attempt": 1, "x-replays": 2, "traceparent": "abc"} | (
         # Set by the broker itself.
         {"x-delivery-count": 0} if "x-delivery-count" in properties.headers else {})
     assert (properties.message_id, properties.delivery_mode) == (event_id, 2)
@@ -332,7 +347,7 @@ def test_a_message_that_fails_again_under_a_slow_clock_is_replayed_once(kit):
     running = kit.start(SCRIPT, "--replay", "--rate", "0.5", "--json")
     wait_until(lambda: first in ids(running), "the first replay", running.text)
     [(properties, body)] = kit.messages("email_queue")
-    headers = retry.failed_headers(properties.headers, OSError("sin red"), retry.Step(None),
+    headers = retry.failed_headers(properties.headers, OSError("sin red"), None,
                                    consumer="email", to=DLQ,
                                    source_queue="email_queue", failed_at="2020-01-01T00:00:00.000Z")
     kit.publish(body, queue=DLQ, properties=pika.BasicProperties(
@@ -380,14 +395,22 @@ def test_a_replay_during_a_live_view_sends_every_dead_letter_once(kit):
     assert max(Counter(ids(view)).values()) == 1
 
 
-def test_a_live_view_shows_a_message_that_fails_again(kit):
+def test_a_live_view_shows_a_message_that_fails_again_at_once(kit, monkeypatch):
+    """The depth is the same before and after: only the next look of all finds it."""
+    monkeypatch.setattr(live, "LOOK_AGAIN_S", 2)
+    monkeypatch.setattr(cli, "stop_on_signals", lambda *_, **__: None)  # those of pytest stay
     kit.run_ok("simulate_fail_publisher.py", "--mode", "permanent", "--consumer", "loyalty")
     kit.start_consumer("loyalty")
-    view = kit.start(SCRIPT, "--json")
-    wait_until(lambda: len(view.out) == 1, "the dead letter", view.text)
-    kit.run_ok(SCRIPT, "--replay", "--limit", "1")
-    wait_until(lambda: len(view.out) == 2, "the dead letter again", view.text, timeout=8)
-    assert [one["replays"] for one in objects(view)] == [0, 1]
+    shown = []
+
+    def show(found, _number):
+        shown.append(found)
+        if len(shown) == 1:
+            kit.start(SCRIPT, "--replay")
+
+    live.Watcher(kit.settings, show, lambda _: True, limit=2, idle_timeout_s=WAIT_S).until_stopped()
+    assert [found.replays for found in shown] == [0, 1]
+    assert shown[0].message_id == shown[1].message_id
 
 
 # ---------------------------------------------------------------- discarding
@@ -400,7 +423,7 @@ def test_a_discard_asks_and_no_answer_means_no(kit):
         assert "No se borra nada" in result.stdout + (result.stderr or "")
     kit.wait_for_depth(DLQ, 1)
     result = kit.run_at_terminal("s\n", SCRIPT, "--discard", "--limit", "1")
-    assert result.returncode == 0 and "¿Borrarlas?" in result.stdout
+    assert result.returncode == 0 and "¿Borrarlos?" in result.stdout
     assert kit.depth(DLQ) == 0
 
 
@@ -410,6 +433,34 @@ def test_a_discard_with_yes_does_not_ask(kit):
     assert [(one["id"], one["outcome"]) for one in results] == [
         (event_id, "discarded") for event_id in made]
     assert kit.depth(DLQ) == 0 and depths(kit) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["other events", "the same event"])
+def test_a_discard_deletes_only_what_the_question_was_about(kit, equal):
+    event = events.user_created("Ana", "ana@eco.com")
+    asked = [dead_letter(kit), kit.publish_event(event, queue=DLQ).id]
+    keyboard, terminal = os.openpty()
+    process = subprocess.Popen([sys.executable, str(ROOT / SCRIPT), "--discard"],
+                               env=kit.environment(), stdin=terminal, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    try:
+        shown = ""
+        while "[s/N]" not in shown:
+            shown += process.stdout.read(1) or pytest.fail(shown)
+        assert "Mensajes fallidos que se borrarían para siempre: 2. ¿Borrarlos?" in shown
+        late = [kit.publish_event(event, queue=DLQ).id if equal else dead_letter(kit)
+                for _ in range(5)]
+        os.write(keyboard, b"s\n")
+        assert "borrado: 2" in process.communicate(timeout=30)[0]
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(keyboard)
+        os.close(terminal)
+    kit.wait_for_depth(DLQ, 5)
+    assert not equal or asked[1] == late[0]
+    assert [properties.message_id for properties, _ in kit.messages(DLQ)] == late
 
 
 # ---------------------------------------------------------------- dead letters made by the broker
@@ -432,7 +483,7 @@ def returned_too_often(channel) -> None:
 @pytest.mark.parametrize("how, reason", [(rejected, "rejected"),
                                          (returned_too_often, "delivery_limit")])
 @pytest.mark.parametrize("headers", [None, retry.failed_headers(
-    None, OSError("sin red"), retry.Step(0.3), consumer="email", source_queue="email_queue",
+    None, OSError("sin red"), 0.3, consumer="email", source_queue="email_queue",
     to="email_queue.retry.300ms", failed_at="2025-11-24T08:00:00.000Z")],
                          ids=["first try", "second try"])
 def test_a_dead_letter_made_by_the_broker_is_shown_and_replayed(kit, how, reason, headers):

@@ -1,8 +1,9 @@
 """Names and arguments of the topology, without a broker. test_setup_queues.py uses a real one."""
 
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
-from common import config, exchange
+from common import config, exchange, problems
 
 
 def settings(**flags):
@@ -25,7 +26,7 @@ def test_the_name_of_a_retry_queue_matches_its_ttl():
         delay = thousandths / 1000
         digits = exchange.retry_queue("q", delay).removeprefix("q.retry.")
         ttl_ms = int(digits[:-2]) if digits.endswith("ms") else int(digits[:-1]) * 1000
-        assert ttl_ms == exchange.retry_arguments("q", delay)["x-message-ttl"] == thousandths
+        assert ttl_ms == exchange.retry_arguments(settings(), "q", delay)["x-message-ttl"] == thousandths
 
 
 def test_the_topology_is_three_queues_their_retries_and_the_dead_letter_queue():
@@ -38,12 +39,13 @@ def test_the_topology_is_three_queues_their_retries_and_the_dead_letter_queue():
 
 
 def test_a_consumer_declares_its_own_queues_and_the_dead_letter_queue():
-    assert {queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1"), "loyalty")} == {
+    assert {queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1"), "loyalty_queue")} == {
         "loyalty_queue", "loyalty_queue.retry.1s", "dead_letter_queue"}
 
 
 def test_a_repeated_delay_declares_one_queue():
-    names = [queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1,1.0,2"), "email")]
+    names = [queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1,1.0,2"),
+                                                   "email_queue")]
     assert names.count("email_queue.retry.1s") == 1 and len(names) == 4
 
 
@@ -67,6 +69,11 @@ def test_each_queue_has_the_documented_arguments(queue_type, name, arguments):
     assert found[name] == arguments
 
 
+def refused(text: str):
+    """Return the error that ends a script whose channel the broker closes with this text."""
+    return problems.refusal(ChannelClosedByBroker(406, text), "amqp://h")
+
+
 REFUSAL = ("PRECONDITION_FAILED - inequivalent arg '{}' for {} '{}' in vhost 'v':"
            " received {} but current is {}")
 
@@ -83,11 +90,15 @@ REFUSAL = ("PRECONDITION_FAILED - inequivalent arg '{}' for {} '{}' in vhost 'v'
      "user_events ya existe con type = 'topic', y estos ajustes piden 'fanout'")])
 def test_a_refused_declaration_names_queue_argument_and_remedy(
         kind, argument, name, wanted, current, sentence):
-    error = exchange.explain_refusal(REFUSAL.format(argument, kind, name, wanted, current))
+    error = refused(REFUSAL.format(argument, kind, name, wanted, current))
     assert sentence in str(error) and "setup_queues.py --reset" in str(error)
     assert error.exit_code == 78
 
 
-def test_an_unknown_refusal_is_passed_on():
-    error = exchange.explain_refusal("PRECONDITION_FAILED - invalid property 'x-max-priority'")
-    assert "invalid property 'x-max-priority'" in str(error)
+def test_an_unknown_argument_is_refused_in_the_words_of_the_broker():
+    error = refused("PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'email_queue'")
+    assert "invalid arg 'x-max-priority' for queue 'email_queue'" in str(error)
+
+
+def test_other_refusals_are_not_about_the_topology():
+    assert refused("PRECONDITION_FAILED - unknown delivery tag 7") is None

@@ -1,9 +1,38 @@
-"""Guarantees of the README that no other test file checks."""
+"""Guarantees of the README, whatever a handler does (tests/scripted_consumer.py)."""
 
 import json
+import signal
+import sqlite3
+import time
+from contextlib import closing
+
+import pytest
 
 from common import events
 from tests.conftest import wait_until
+
+CONSUMER, QUEUE = "tests/scripted_consumer.py", "loyalty_queue"
+ENDS_THE_TRANSACTION = ("commit", "rollback", "with", "executescript", "end")
+
+
+def publish(kit, *names: str) -> list[str]:
+    """Publish an event for each name to the consumer's queue, in this order. Return the ids."""
+    kit.run_ok("setup_queues.py")
+    return [kit.publish_event(events.user_created(name, "juan@eco.com"), queue=QUEUE).id
+            for name in names]
+
+
+def rows(kit, sql: str) -> list:
+    with closing(sqlite3.connect(kit.state / "loyalty.db", timeout=10)) as db:
+        return [value for [value] in db.execute(sql)]
+
+
+def effects(kit) -> list[str]:
+    return sorted(rows(kit, "SELECT nombre FROM effects"))
+
+
+def nombre(body: bytes) -> str:
+    return json.loads(body)["data"]["nombre"]
 
 
 def test_confirmed_events_survive_the_death_of_their_publisher(kit):
@@ -19,15 +48,90 @@ def test_confirmed_events_survive_the_death_of_their_publisher(kit):
         assert confirmed <= {properties.message_id for properties, _ in kit.messages(queue)}
 
 
-def test_a_consumer_killed_between_file_and_commit_leaves_one_email_file(kit):
-    event = events.user_created("Juan", "juan@eco.com")
-    kit.run_ok("setup_queues.py")
-    for _ in range(2):
-        kit.publish_event(event, queue="email_queue")
-        result = kit.run_ok("email_consumer_simple.py", "--limit", "1", "--json")
-        [record] = result.stdout.splitlines()
-        assert json.loads(record)["outcome"] == "done"  # the second run writes the email again
-        for file in kit.state.glob("email.db*"):  # as if the transaction was not committed
-            file.unlink()
-    assert len(list((kit.state / "outbox").rglob(f"*{event.id}*"))) == 1
-    assert kit.report("email_consumer_simple.py") == {"emails": 1}
+# ---------------------------------------------------------------- what a handler may not do
+
+
+def test_a_handler_that_ends_the_transaction_fails_alone_and_its_batch_is_kept(kit):
+    kit = kit.using(delays="600")
+    names = ["normal 1", *ENDS_THE_TRANSACTION, "normal 2", "roll-back-and-fail", "normal 3"]
+    ids = dict(zip(names, publish(kit, *names)))
+    result = kit.run_ok(CONSUMER, "--limit", str(len(names)))
+    normal = ["normal 1", "normal 2", "normal 3"]
+    assert effects(kit) == normal
+    assert sorted(rows(kit, "SELECT lower(hex(event_id)) FROM done")) == sorted(
+        ids[name].replace("-", "") for name in normal)
+    dead = kit.messages("dead_letter_queue")
+    assert [nombre(body) for _, body in dead] == list(ENDS_THE_TRANSACTION)
+    assert {(properties.headers["x-error-type"], properties.headers["x-error-message"])
+            for properties, _ in dead} == {("PermanentError", (
+                "el trabajo de un evento no hace commit ni rollback: los hace el kit"))}
+    [(retried, body)] = kit.messages("loyalty_queue.retry.600s")
+    assert (nombre(body), retried.headers["x-error-message"]) == (
+        "roll-back-and-fail", "este evento falla")
+    assert kit.depth(QUEUE) == 0
+    assert result.stdout.splitlines()[-1] == (
+        "loyalty: procesados 3, a reintentar 1, a dead_letter_queue 5.")
+
+
+def test_after_an_or_rollback_nothing_is_committed_nothing_is_acked_and_the_script_stops(kit):
+    publish(kit, "normal 1", "or-rollback", "normal 2")
+    result = kit.run(CONSUMER, "--limit", "3")
+    assert result.returncode == 78
+    assert "quita de él OR ROLLBACK" in result.stderr and "Traceback" not in result.stderr
+    assert effects(kit) == rows(kit, "SELECT event_id FROM done") == []
+    kit.wait_for_depth(QUEUE, 3)
+    assert kit.depth("dead_letter_queue") == 0
+
+
+# ---------------------------------------------------------------- slow handlers
+
+
+def test_two_processes_with_a_slow_handler_take_turns_and_the_waiting_one_hears_ctrl_c(kit):
+    publish(kit, *(f"sleep-1 {number}" for number in range(5)))
+    pair = [kit.start(CONSUMER, "--prefetch", "1") for _ in range(2)]
+    for running in pair:  # neither starves, neither exits
+        running.wait_for("done sleep-1", count=2)
+    wait_until(lambda: len(effects(kit)) == 5, "five events")
+    publish(kit, "wait 1", "wait 2")
+    line = "Otro proceso está usando loyalty.db: se espera a que termine."
+    wait_until(lambda: any(line in running.text() for running in pair), "one to wait",
+               lambda: pair[0].text() + pair[1].text())
+    [waiting] = [running for running in pair if line in running.text()]
+    [working] = [running for running in pair if running is not waiting]
+    signalled_at = time.monotonic()
+    assert waiting.interrupt() == 0
+    assert time.monotonic() - signalled_at < 2
+    assert waiting.text().count(line) == 1
+    assert waiting.out[-1].startswith("loyalty: procesados ")
+    kit.wait_for_depth(QUEUE, 1)  # it has returned its event
+    (kit.state.parent / "go").touch()
+    working.wait_for("done wait", count=2)
+    assert working.interrupt() == 0
+    assert len(effects(kit)) == 7
+    assert kit.depth(QUEUE) == kit.depth("dead_letter_queue") == 0
+
+
+def test_a_slow_handler_keeps_its_connection(kit):
+    publish(kit, "sleep-6")
+    result = kit.run_ok(CONSUMER, "--limit", "1")  # its heartbeats are 2 s apart
+    assert "done sleep-6" in result.stdout and "Sin conexión" not in result.stdout
+    assert effects(kit) == ["sleep-6"] and kit.depth(QUEUE) == 0
+
+
+def test_no_event_is_begun_whose_channel_closed_while_a_handler_held_it_up(kit, shared_node):
+    """The broker has given these events back: another process may be doing them."""
+    publish(kit, "wait", *(f"normal {number}" for number in range(9)))
+    running = kit.start(CONSUMER, "--steps")
+    running.wait_for("recibido · ")
+    wait_until(lambda: kit.depth(QUEUE) == 0, "it to hold all events")
+    shared_node.ctl("close_all_connections", "-p", kit.url.rpartition("/")[2], "a test")
+    running.wait_for("Conectado de nuevo")
+    (kit.state.parent / "go").touch()
+    running.wait_for("duplicado, ya procesado · ")  # the event that was under way
+    running.wait_for("done normal", count=9)
+    assert running.interrupt() == 0
+    assert len([line for line in running.out if "recibido · " in line]) == 1
+    assert len([line for line in running.out if "recibido, reentregado · " in line]) == 10
+    assert running.out[-1] == "loyalty: procesados 10, duplicados 1."
+    assert effects(kit) == [*(f"normal {number}" for number in range(9)), "wait"]
+    assert kit.depth(QUEUE) == kit.depth("dead_letter_queue") == 0

@@ -3,19 +3,20 @@
 import sqlite3
 import threading
 import time
-import uuid
 
 import pytest
 
-from common import state as state_file
-from common.ledger import FORGET_AT_ONCE, Ledger
-from common.state import StateError, key_of
+from common import crash_loop, events
+from common.crash_loop import MAX_STARTS, CrashLoop
+from common.database import StateError
+from common.ledger import Ledger, key_of
+from common.retry import PermanentError
 
-SCHEMA = "CREATE TABLE IF NOT EXISTS points (event_id TEXT, points INTEGER);"
+TABLES = crash_loop.TABLE + "CREATE TABLE IF NOT EXISTS points (event_id TEXT, points INTEGER);"
 
 
 @pytest.fixture
-def state(tmp_path):
+def ledger(tmp_path):
     yield from open_ledger(tmp_path)
 
 
@@ -26,155 +27,148 @@ def other_ledger(tmp_path):
 
 
 def open_ledger(folder):
-    one = Ledger(folder / "state", "loyalty", SCHEMA)
+    one = Ledger(folder / "state", "loyalty", TABLES)
     yield one
-    one.close()
+    one.db.close()
 
 
-def add_points(state, event_id, points=100):
-    """Return an effect that adds points for an event."""
-    def effect():
-        state.db.execute("INSERT INTO points VALUES (?, ?)", (event_id, points))
-        return f"{points} puntos"
-    return effect
+def add_points(event, db):
+    db.execute("INSERT INTO points VALUES (?, 100)", (event.id,))
+    return "100 puntos"
 
 
-def points(state) -> int:
-    return state.db.execute("SELECT total(points) FROM points").fetchone()[0]
+def points(ledger) -> int:
+    return ledger.db.execute("SELECT total(points) FROM points").fetchone()[0]
 
 
-def new_id() -> str:
-    return str(uuid.uuid4())
+def new_event() -> events.Event:
+    return events.user_created("Juan", "juan@eco.com")
 
 
-def test_an_event_has_one_effect_however_often_it_is_delivered(state):
-    event = new_id()
-    assert state.once(event, add_points(state, event)) == "100 puntos"
-    assert state.once(event, add_points(state, event)) is None  # in the same batch
-    state.commit()
-    assert state.once(event, add_points(state, event)) is None
-    assert points(state) == 100
+def test_an_event_has_one_effect_however_often_it_is_delivered(ledger):
+    event = new_event()
+    assert ledger.once(event, add_points) == "100 puntos"
+    assert ledger.once(event, add_points) is None  # in the same batch
+    ledger.commit()
+    assert ledger.once(event, add_points) is None
+    assert ledger.is_done(event.id) and not ledger.is_done(new_event().id)
+    assert points(ledger) == 100
 
 
-def test_the_same_id_in_upper_case_is_the_same_event(state):
-    event = new_id()
-    state.once(event, add_points(state, event))
-    assert state.once(event.upper(), add_points(state, event)) is None
+def test_the_same_id_in_upper_case_is_the_same_event(ledger):
+    event = new_event()
+    ledger.once(event, add_points)
+    assert ledger.once(event._replace(id=event.id.upper()), add_points) is None
 
 
-def test_a_failed_effect_is_undone_and_the_rest_of_the_batch_stays(state, other_ledger):
-    before, broken, after = new_id(), new_id(), new_id()
+def test_a_failed_effect_is_undone_and_the_rest_of_the_batch_stays(ledger, other_ledger):
+    before, broken, after = new_event(), new_event(), new_event()
 
-    def half():
-        add_points(state, broken)()
+    def half(event, db):
+        add_points(event, db)
         raise OSError("sin red")
 
-    state.once(before, add_points(state, before))
+    ledger.once(before, add_points)
     with pytest.raises(OSError, match="sin red"):
-        state.once(broken, half)
-    state.once(after, add_points(state, after))
-    state.commit()
+        ledger.once(broken, half)
+    ledger.once(after, add_points)
+    ledger.commit()
     assert points(other_ledger) == 200
-    # A later attempt may succeed.
-    assert other_ledger.once(broken, add_points(other_ledger, broken)) == "100 puntos"
+    assert other_ledger.once(broken, add_points) == "100 puntos"  # a later attempt may succeed
 
 
-def test_a_crash_before_the_commit_undoes_effect_and_ledger_row(state, other_ledger):
-    event = new_id()
-    state.once(event, add_points(state, event))
+@pytest.mark.parametrize("statement", [
+    "COMMIT", "COMMIT TRANSACTION", "END", "ROLLBACK", "BEGIN", "BEGIN IMMEDIATE",
+    "SAVEPOINT mine"])
+def test_no_statement_of_a_handler_ends_the_transaction(ledger, other_ledger, statement):
+    def ending(event, db):
+        add_points(event, db)
+        db.execute(statement)
+
+    ledger.once(new_event(), add_points)
+    ledger.commit()  # SQLite has compiled the ledger's own statements now
+    ledger.once(new_event(), add_points)
+    with pytest.raises((PermanentError, sqlite3.OperationalError)):
+        ledger.once(new_event(), ending)
+    assert points(other_ledger) == 100
+    ledger.commit()
+    assert points(other_ledger) == 200
+
+
+def test_a_crash_before_the_commit_undoes_effect_and_ledger_row(ledger, other_ledger):
+    event = new_event()
+    ledger.once(event, add_points)
     assert points(other_ledger) == 0  # no other process sees half a batch
-    state.db.close()  # like a killed process: without a commit
-    assert other_ledger.once(event, add_points(other_ledger, event)) == "100 puntos"
+    ledger.db.close()  # like a killed process: without a commit
+    assert other_ledger.once(event, add_points) == "100 puntos"
     other_ledger.commit()
     assert points(other_ledger) == 100
 
 
-def test_concurrent_processes_apply_each_effect_once(tmp_path, state):
-    ids = [new_id() for _ in range(50)]
+def test_concurrent_processes_apply_each_effect_once(tmp_path, ledger):
+    made = [new_event() for _ in range(50)]
     done: list[str] = []
 
     def work():
-        own = Ledger(tmp_path / "state", "loyalty", SCHEMA)
-        for index, event in enumerate(ids):
-            if own.once(event, add_points(own, event)):
-                done.append(event)
+        own = Ledger(tmp_path / "state", "loyalty", TABLES)
+        for index, event in enumerate(made):
+            if own.once(event, add_points):
+                done.append(event.id)
             if index % 7 == 0:
                 own.commit()
         own.commit()
-        own.close()
+        own.db.close()
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert sorted(done) == sorted(ids)
-    assert points(state) == 100 * len(ids)
+    assert sorted(done) == sorted(event.id for event in made)
+    assert points(ledger) == 100 * len(made)
 
 
-def test_a_commit_is_on_disk_before_it_returns(state):
-    assert state.db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert state.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+def test_a_commit_is_on_disk_before_it_returns(ledger):
+    assert ledger.db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert ledger.db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_starts_are_counted_on_disk_at_once_and_deleted_at_the_end(state, other_ledger):
-    event, other = new_id(), new_id()
-    # Starts are on disk without a commit().
-    assert [state.note_start(event), other_ledger.note_start(event)] == [1, 2]
-    assert state.note_start(other) == 1
-    state.once(event, add_points(state, event))
-    state.forget_starts(event)
-    state.commit()
-    assert other_ledger.note_start(event) == 1  # the result has reset the count
-    assert other_ledger.note_start(other) == 2
-    other_ledger.forget_starts(other)
-    other_ledger.commit()
-    assert state.note_start(other) == 1
+def test_starts_without_an_end_are_counted_on_disk_until_they_are_a_crash_loop(
+        ledger, other_ledger):
+    event, other = new_event(), new_event()
+    crash_loop.note_start(ledger, other.id)
+    for _ in range(MAX_STARTS):  # each one on disk at once, without a commit
+        crash_loop.note_start(ledger, event.id)
+    with pytest.raises(CrashLoop):
+        crash_loop.note_start(other_ledger, event.id)
+    crash_loop.note_start(other_ledger, other.id)  # another event has a count of its own
+    crash_loop.forget(ledger, event.id)
+    ledger.commit()
+    crash_loop.note_start(other_ledger, event.id)  # an end has reset the count
 
 
-def test_a_recorded_start_survives_a_crash(state, other_ledger):
-    event = new_id()
-    state.note_start(event)
-    state.once(event, add_points(state, event))
-    state.db.close()
-    assert other_ledger.note_start(event) == 2
-
-
-def test_rows_older_than_ninety_days_are_deleted_in_batches(state, other_ledger):
-    days_old = {new_id(): days for days in (0, 89, *[91] * (FORGET_AT_ONCE + 1))}
+def test_rows_older_than_ninety_days_are_deleted(ledger, other_ledger):
+    days_old = {new_event(): days for days in (0, 89, 91, 200)}
     now = int(time.time())
     for event, days in days_old.items():
-        state.once(event, str)
-        state.db.execute("UPDATE done SET done_at = ? WHERE event_id = ?",
-                         (now - days * 86_400, key_of(event)))
-    state.commit()
-    left = []
-    while state.forget_old():
-        left.append(other_ledger.db.execute("SELECT count(*) FROM done").fetchone()[0])
-    assert left == [3, 2]
-    assert [other_ledger.once(event, str) for event, days in days_old.items()
-            if days < 90] == [None, None]
+        ledger.once(event, add_points)
+        ledger.db.execute("UPDATE done SET done_at = ? WHERE event_id = ?",
+                          (now - days * 86_400, key_of(event.id)))
+    ledger.commit()
+    ledger.forget_old()
+    assert [other_ledger.is_done(event.id) for event in days_old] == [True, True, False, False]
 
 
-def test_an_sql_error_in_a_handler_is_an_ordinary_error(state):
+def test_an_sql_error_in_a_handler_is_an_ordinary_error(ledger):
     with pytest.raises(sqlite3.OperationalError):
-        state.once(new_id(), lambda: state.db.execute("INSERT INTO no_such_table VALUES (1)"))
+        ledger.once(new_event(), lambda event, db: db.execute("INSERT INTO no_table VALUES (1)"))
 
 
 def test_a_corrupt_file_is_reported_with_a_remedy(tmp_path):
     (tmp_path / "loyalty.db").write_bytes(b"not a database, really" * 500)
     with pytest.raises(StateError, match="loyalty.db: .*apártalo o bórralo") as raised:
-        Ledger(tmp_path, "loyalty", SCHEMA)
+        Ledger(tmp_path, "loyalty", TABLES)
     assert raised.value.exit_code == 78
-
-
-def test_a_locked_file_is_reported(tmp_path, state, monkeypatch):
-    monkeypatch.setattr(state_file, "LOCK_TIMEOUT_S", 0.1)
-    late = Ledger(tmp_path / "state", "loyalty", SCHEMA)
-    state.begin()
-    with pytest.raises(StateError, match="loyalty.db: otro programa"):
-        late.once(new_id(), lambda: "never")
-    late.close()
 
 
 def test_a_folder_that_cannot_be_created_is_reported(tmp_path):

@@ -1,138 +1,280 @@
-"""How the publisher tracks its messages, on a fake channel."""
+"""How messages are matched with the broker's answers. A stand-in for pika plays the broker.
 
+The test decides what the broker answers, and when: what a real one does only now and then.
+"""
+
+import threading
 from types import SimpleNamespace
 
 import pika
 import pytest
-from pika.adapters.select_connection import IOLoop
+from pika.exceptions import StreamLostError
 
 from common import config, connection, publishing
-from common.publishing import CONFIRMED, RETURNED, Message, Publisher
+from common.publishing import ACK, NACK, RETURN, TIMEOUT, ConfirmedChannel
+from tests.conftest import wait_until
 
 Ack, Nack = pika.spec.Basic.Ack, pika.spec.Basic.Nack
 
 
-class Channel:
-    """Keeps the published messages. The test sends the broker's answers."""
+class Broker:
+    """Replaces pika.SelectConnection. Its methods run in the I/O thread, like pika's callbacks."""
 
-    def __init__(self, publisher):
-        self.connection, self.published = object(), []
-        publisher.link._connection = self.connection
-        publisher._channel_opened(self)
-        self.ready(None)
+    def __init__(self, io):
+        self.io = io
+        self.connections: list[FakeConnection] = []
+        self.confirms_select = True
+
+    def connect(self, parameters, custom_ioloop, on_open_callback, on_open_error_callback,
+                on_close_callback):
+        made = FakeConnection(self, on_close_callback)
+        self.connections.append(made)
+        custom_ioloop.call_later(0, lambda: on_open_callback(made))
+        return made
+
+    @property
+    def published(self) -> list[list[bytes]]:
+        """The bodies that arrived on each connection."""
+        return [made.published for made in self.connections]
+
+    def wait_for(self, *connections: list[bytes]) -> None:
+        wait_until(lambda: self.published == [*connections], f"{connections}",
+                   lambda: f"{self.published}")
+
+    def do(self, function, *arguments) -> None:
+        done = threading.Event()
+        self.io.call(lambda: (function(*arguments), done.set()))
+        assert done.wait(10), "the I/O thread failed or is stuck"
+
+    def answer(self, kind, tag, multiple=False, at=-1) -> None:
+        made = self.connections[at]
+        self.do(made.on_confirm, SimpleNamespace(method=kind(tag, multiple)))
+
+    def give_back(self, number, at=-1) -> None:
+        made = self.connections[at]
+        properties = pika.BasicProperties(message_id=str(number))
+        self.do(made.on_return, made, SimpleNamespace(routing_key="q"), properties, b"")
+
+    def lose(self) -> None:
+        count, made = len(self.connections), self.connections[-1]
+        self.do(made.on_close, made, StreamLostError("lost"))
+        wait_until(lambda: len(self.connections) > count, "a new connection")
+
+
+class FakeConnection:
+    """A connection, and the one channel on it."""
+
+    is_closed = False
+
+    def __init__(self, broker: Broker, on_close):
+        self.broker, self.on_close, self.published = broker, on_close, []
+        self.connection = self  # of the channel
+
+    def channel(self, on_open_callback):
+        on_open_callback(self)
+
+    def add_on_connection_blocked_callback(self, callback):
+        self.on_blocked = callback
+
+    def add_on_connection_unblocked_callback(self, callback):
+        pass
+
+    def add_on_close_callback(self, callback):
+        pass
 
     def add_on_return_callback(self, callback):
         self.on_return = callback
 
     def confirm_delivery(self, on_confirm, callback):
-        self.on_confirm, self.ready = on_confirm, callback
+        self.on_confirm, self.on_select_ok = on_confirm, callback
+        if self.broker.confirms_select:
+            callback(None)
 
     def basic_publish(self, exchange, routing_key, body, properties, mandatory):
-        assert mandatory
+        assert (exchange, routing_key, mandatory) == ("", "q", True)
         self.published.append(body)
 
-    def answer(self, kind, tag, multiple=False):
-        self.on_confirm(SimpleNamespace(method=kind(tag, multiple)))
-
-    def give_back(self, message):
-        method = SimpleNamespace(routing_key=message.routing_key)
-        self.on_return(self, method, message.properties, message.body)
+    def close(self):
+        self.is_closed = True
 
 
 @pytest.fixture
-def publisher():
-    ioloop = IOLoop()
-    yield Publisher(ioloop, config.load({}), lambda channel: None, pytest.fail, quiet=True)
-    ioloop.close()
+def broker(monkeypatch):
+    monkeypatch.setattr(connection, "FIRST_BACKOFF_S", 0.02)
+    monkeypatch.setattr(publishing, "BATCH", 1)  # each message goes out at once
+    monkeypatch.setattr(publishing, "AGAIN_S", 0.05)
+    io = connection.IoThread()
+    own = Broker(io)
+    monkeypatch.setattr(pika, "SelectConnection", own.connect)
+    io.start()
+    yield own
+    io.stop(1)
 
 
-def message(number: int) -> Message:
-    return Message("", "q", b"%d" % number, pika.BasicProperties(message_id=str(number)))
+@pytest.fixture
+def declared() -> list:
+    """The channels on which the queues were declared, once for each time."""
+    return []
 
 
-def send(publisher, *numbers):
-    """Send messages and return the list that receives the answers."""
-    publisher.link.open = lambda: None
-    answers = []
+@pytest.fixture
+def channel(broker, declared):
+    return ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}), declared.append,
+                            give_up=lambda _: False)
+
+
+def publish(channel, *numbers: int) -> None:
     for number in numbers:
-        publisher.send(message(number), lambda sent, outcome: answers.append((sent.body, outcome)))
-    return answers
+        channel.basic_publish("", "q", b"%d" % number,
+                              pika.BasicProperties(message_id=str(number)), mandatory=True)
 
 
-def test_a_multiple_ack_confirms_all_messages_up_to_its_tag(publisher):
-    channel = Channel(publisher)
-    answers = send(publisher, 1, 2, 3)
-    channel.answer(Ack, 2, multiple=True)
-    assert answers == [(b"1", CONFIRMED), (b"2", CONFIRMED)]
-    assert publisher.open_count() == 1
+def answers(channel, most_unanswered: int) -> list[tuple[str, str]]:
+    return [(message.id, answer) for message, answer in channel.answers(most_unanswered)]
 
 
-def test_unconfirmed_messages_of_a_lost_connection_are_sent_again_in_order(publisher):
-    send(publisher, 1, 2, 3)
-    Channel(publisher).answer(Ack, 1)
-    publisher._lost()
-    assert Channel(publisher).published == [b"2", b"3"]
+def test_a_multiple_ack_confirms_all_messages_up_to_its_tag(broker, channel):
+    publish(channel, 1, 2, 3)
+    broker.wait_for([b"1", b"2", b"3"])
+    broker.answer(Ack, 2, multiple=True)
+    assert answers(channel, 1) == [("1", ACK), ("2", ACK)]
+    broker.answer(Ack, 3)
+    assert answers(channel, 0) == [("3", ACK)]
 
 
-def test_a_late_ack_of_an_old_connection_confirms_nothing(publisher):
-    answers = send(publisher, 1)
-    old = Channel(publisher)
-    publisher._lost()
-    new = Channel(publisher)
-    old.answer(Ack, 1)
-    old.give_back(message(1))
-    assert answers == []
-    new.answer(Ack, 1)
-    assert answers == [(b"1", CONFIRMED)]
+def test_unconfirmed_messages_of_a_lost_connection_are_sent_again_in_order(broker, channel):
+    publish(channel, 1, 2, 3)
+    broker.wait_for([b"1", b"2", b"3"])
+    broker.answer(Ack, 1)
+    broker.lose()
+    broker.wait_for([b"1", b"2", b"3"], [b"2", b"3"])
+    broker.answer(Ack, 2, multiple=True)
+    assert answers(channel, 0) == [("1", ACK), ("2", ACK), ("3", ACK)]
 
 
-def test_a_channel_of_an_old_connection_sends_nothing(publisher):
-    send(publisher, 1)
-    publisher._lost()
-    stale = Channel(publisher)
-    publisher._lost()
-    new = Channel(publisher)
-    stale.ready(None)
-    send(publisher, 2)
-    assert new.published == [b"1", b"2"]
+def test_a_late_answer_of_an_old_connection_means_no_message_of_the_new_one(broker, channel):
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.lose()
+    broker.wait_for([b"1"], [b"1"])
+    broker.answer(Ack, 1, at=0)
+    broker.give_back(1, at=0)
+    assert answers(channel, 1) == []
+    broker.answer(Ack, 1)
+    assert answers(channel, 0) == [("1", ACK)]
 
 
-def test_a_return_affects_only_its_own_message(publisher):
-    channel = Channel(publisher)
-    answers = send(publisher, 1, 2)
-    channel.give_back(message(2))
-    channel.answer(Ack, 2, multiple=True)
-    assert answers == [(b"1", CONFIRMED), (b"2", RETURNED)]
+def test_nothing_is_sent_on_a_channel_that_is_confirmed_after_its_end(broker, channel):
+    broker.confirms_select = False
+    publish(channel, 1)
+    wait_until(lambda: broker.connections, "a connection")
+    broker.lose()
+    broker.confirms_select = True
+    broker.lose()
+    broker.wait_for([], [], [b"1"])
+    broker.do(broker.connections[0].on_select_ok, None)
+    publish(channel, 2)
+    broker.wait_for([], [], [b"1", b"2"])
 
 
-def test_a_nacked_message_is_sent_again_later(publisher):
-    channel = Channel(publisher)
-    answers = send(publisher, 1)
-    channel.answer(Nack, 1)
-    assert answers == [] and publisher.open_count() == 1
-    publisher._send_again(publisher._later[0])
-    assert channel.published == [b"1", b"1"]
+def test_the_queues_are_declared_on_each_new_channel_before_anything_is_sent(
+        broker, channel, declared):
+    broker.confirms_select = False
+    publish(channel, 1)
+    wait_until(lambda: declared, "the declaration")
+    assert broker.published == [[]]
+    broker.lose()
+    wait_until(lambda: len(declared) == 2, "the second declaration")
+    assert declared == broker.connections
 
 
-def test_a_channel_that_nacks_a_message_for_long_is_replaced(publisher, monkeypatch):
-    given_up = []
-    monkeypatch.setattr(publisher.link, "restart", given_up.append)
-    channel = Channel(publisher)
-    send(publisher, 1, 2)
-    channel.answer(Nack, 1)
-    channel.answer(Ack, 2)
-    publisher._watch()
-    assert given_up == []
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)  # the timeout is over
-    publisher._watch()
-    assert len(given_up) == 1 and "rechaza" in given_up[0]
+def test_a_return_affects_only_its_own_message(broker, channel):
+    publish(channel, 1, 2, 2)
+    broker.wait_for([b"1", b"2", b"2"])
+    broker.give_back(2)
+    broker.answer(Ack, 3, multiple=True)
+    assert answers(channel, 0) == [("1", ACK), ("2", RETURN), ("2", ACK)]
 
 
-def test_pending_frames_are_dropped_with_their_connection():
-    ioloop, failures = IOLoop(), []
-    lost = connection._Connection(
-        connection.parameters("amqp://guest:guest@127.0.0.1:1/%2F", None), custom_ioloop=ioloop,
-        on_open_error_callback=lambda *_: failures.append(ioloop.stop()))
-    lost._output_marshaled_frames([b"a", b"b"])
-    ioloop.start()  # raises what a timer callback raises
-    assert failures and not lost._frames
+def test_a_nacked_message_has_no_answer_until_it_is_sent_again(broker, channel, declared):
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.answer(Nack, 1)
+    [(message, answer)] = channel.answers(0)
+    assert (message.id, answer) == ("1", NACK)
+    channel.publish_again(message)
+    broker.wait_for([b"1", b"1"])
+    assert answers(channel, 1) == [] and len(declared) == 1
+    broker.answer(Ack, 2)
+    assert answers(channel, 0) == [("1", ACK)]
+
+
+def test_a_returned_message_is_sent_again_to_a_queue_that_is_declared_again(
+        broker, channel, declared):
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.give_back(1)
+    broker.answer(Ack, 1)
+    [(message, answer)] = channel.answers(0)
+    assert answer == RETURN
+    channel.publish_again(message)
+    broker.wait_for([b"1", b"1"])
+    assert len(declared) == 2
+    broker.answer(Ack, 2)
+    assert answers(channel, 0) == [("1", ACK)]
+
+
+def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, capsys):
+    publish(channel, 1)
+    for tag in range(1, publishing.MAX_NACKS + 1):
+        broker.wait_for([b"1"] * tag)
+        broker.answer(Nack, tag)
+        [(message, answer)] = channel.answers(0)
+        assert answer == NACK
+        channel.publish_again(message)
+    broker.wait_for([b"1"] * publishing.MAX_NACKS, [b"1"])
+    assert "el broker rechazó un mensaje 20 veces" in capsys.readouterr().out
+    assert broker.connections[0].is_closed
+
+
+def test_a_broker_that_stays_silent_gets_a_new_connection(broker, channel, monkeypatch):
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0.5)
+    publish(channel, 1)
+    broker.wait_for([b"1"], [b"1"])
+    assert broker.connections[0].is_closed
+
+
+def test_a_broker_with_an_alarm_is_not_silent(broker, channel, monkeypatch):
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.do(broker.connections[0].on_blocked)
+    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)
+    looked = threading.Event()
+    broker.io.call(lambda: broker.io.ioloop.call_later(2.5, looked.set))  # it looks once a second
+    assert looked.wait(10)
+    assert len(broker.connections) == 1 and not broker.connections[0].is_closed
+
+
+def test_a_message_that_was_given_up_is_not_sent_by_a_later_connection(broker):
+    given_up = threading.Event()
+    channel = ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}),
+                               lambda _: None, give_up=lambda _: given_up.is_set())
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    given_up.set()
+    assert answers(channel, 0) == [("1", TIMEOUT)]
+    given_up.clear()
+    publish(channel, 2)
+    broker.wait_for([b"1", b"2"])
+    broker.lose()
+    broker.wait_for([b"1", b"2"], [b"2"])
+    broker.answer(Ack, 1)
+    assert answers(channel, 0) == [("2", ACK)]
+
+
+def test_a_window_of_messages_is_under_way_at_once(broker, channel, monkeypatch):
+    monkeypatch.setattr(publishing, "WINDOW", 2)
+    publish(channel, 1, 2, 3)
+    broker.wait_for([b"1", b"2"])
+    broker.answer(Ack, 1)
+    broker.wait_for([b"1", b"2", b"3"])

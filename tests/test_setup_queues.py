@@ -263,7 +263,7 @@ def test_reset_asks_and_no_answer_means_no(kit):
         assert "No se borra nada" in result.stdout + (result.stderr or "")
         assert kit.run(SETUP, "--check").returncode == 1
     result = kit.run_at_terminal("sí\n", SETUP, "--reset")
-    assert "Colas: 12, mensajes en ellas: 0. ¿Borrarlo todo?" in result.stdout
+    assert "Colas: 12, mensajes: 0. ¿Borrarlo todo?" in result.stdout
     kit.run_ok(SETUP, "--check")
 
 
@@ -274,6 +274,6 @@ def test_force_still_asks(kit):
     assert refused.returncode == 1
     assert kit.depth("email_queue") == 3
     result = kit.run_at_terminal("s\n", SETUP, "--reset", "--force")
-    assert result.returncode == 0 and "mensajes en ellas: 3" in result.stdout
+    assert result.returncode == 0 and "mensajes: 3" in result.stdout
     assert kit.depth("email_queue") == 0
     wait_until(lambda: kit.run(SETUP, "--check").returncode == 0, "all queues to be declared")

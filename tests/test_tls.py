@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.connection import refused
+from common.problems import refusal
 from tests.conftest import Kit
 from tools.node import Node, free_port
 
@@ -122,4 +122,4 @@ def test_an_invalid_ca_file_exits_with_78(kit, tmp_path, content):
 def test_an_expired_certificate_is_reported():
     error = ssl.SSLCertVerificationError("certificate has expired")
     error.verify_code = 10
-    assert "ha caducado" in str(refused(error, "amqps://guest:secreto@servidor:5671/%2F"))
+    assert "ha caducado" in str(refusal(error, "amqps://guest:secreto@servidor:5671/%2F"))

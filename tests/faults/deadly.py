@@ -1,55 +1,42 @@
-"""Run a consumer that dies on every event with the name Veneno: python deadly.py BATCH SCRIPT.
+"""Run a consumer that dies on every event with the name Veneno: python deadly.py HOW SCRIPT.
 
-The consumer handles the first BATCH deliveries in one transaction.
+HOW is `in_mid_batch`, so that no batch ends before the event that kills, or `as_usual`.
 """
 
 import os
 import runpy
 import signal
 import sys
-import time
-from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # as for a script in the root folder
 
-from common import config, consumer, consuming  # noqa: E402
-from common.deliveries import Deliveries  # noqa: E402
-
-POLL_S = 0.01
+from common.consuming import Consumer  # noqa: E402
 
 
-def handle_first_deliveries_in_one_batch(size: int) -> None:
-    take = Deliveries.take
-
-    def take_all(self, most, timeout_s):
-        while len(self._inbox) < size:
-            time.sleep(POLL_S)
-        Deliveries.take = take
-        return take(self, most, timeout_s)
-
-    Deliveries.take = take_all
-    consuming.BATCH_S = 60
+def in_mid_batch() -> None:
+    Consumer.finish = lambda self: None
+    as_usual()
 
 
-def kill_on_veneno() -> None:
-    main = consumer.main
+def as_usual() -> None:
+    once, effects = Consumer.once, count()
 
-    def deadly_main(definition, *arguments):
-        def handle(event, state):
+    def deadly_once(self, delivery, handler, before=None):
+        def handle_or_die(event, db):
             if event.nombre == "Veneno":
+                print(f"dies after {next(effects)} effects", flush=True)
                 os.kill(os.getpid(), signal.SIGKILL)
-            return definition.handle(event, state)
-        if not isinstance(definition, consumer.Consumer):  # a function of the settings
-            definition = definition(config.load())
-        return main(replace(definition, handle=handle), *arguments)
+            next(effects)
+            return handler(event, db)
+        return once(self, delivery, handle_or_die, before)
 
-    consumer.main = deadly_main
+    Consumer.once = deadly_once
 
 
 if __name__ == "__main__":
-    size, *sys.argv = sys.argv[1:]
-    handle_first_deliveries_in_one_batch(int(size))
-    kill_on_veneno()
+    how, *sys.argv = sys.argv[1:]
+    {"in_mid_batch": in_mid_batch, "as_usual": as_usual}[how]()
     runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

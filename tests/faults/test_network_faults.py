@@ -98,8 +98,8 @@ def test_missing_confirms_cause_duplicates_without_a_second_effect(scene, proxy)
     wait_for_all([publisher], RECONNECTED)
     scene.balance()
     for consumer in consumers:
-        repeated = int(re.search(r"repetidos (\d+)", consumer.text())[1])
-        assert repeated > unconfirmed > 0
+        duplicates = int(re.search(r"duplicados (\d+)", consumer.text())[1])
+        assert duplicates > unconfirmed > 0
 
 
 def test_high_latency_and_single_byte_segments_break_no_connection(scene, proxy):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import events
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, retry_queue
-from common.publishing import CONFIRMED, ConfirmedConnection
+from common.publishing import ACK, WINDOW, confirmed_channel
 from common.simulation import CRASH_CODE
 from tests.conftest import Running, wait_until
 from tests.faults import account, fuzz
@@ -159,17 +159,16 @@ def test_an_event_that_kills_its_consumer_in_mid_batch_is_the_only_dead_letter(s
     poison = kit.publish_event(events.user_created("Veneno", "veneno@eco.com"))
     scene.publish_all(20)
 
-    def start(name: str, batch: int = 0) -> Running:
-        running = Running([sys.executable, str(DEADLY), str(batch), SCRIPTS[name]],
+    def start(name: str, how: str = "as_usual") -> Running:
+        running = Running([sys.executable, str(DEADLY), how, SCRIPTS[name]],
                           kit.environment(), kit.state.parent)
         kit.started.append(running)
         return running
 
-    for consumer in [start(name, batch=41) for name in CONSUMERS]:
+    for consumer in [start(name, "in_mid_batch") for name in CONSUMERS]:
         assert consumer.end() == -signal.SIGKILL, consumer.text()
-    # Half of the batch had its effect, and the transaction was rolled back.
-    assert len(list((kit.state / "outbox" / "new").iterdir())) == 20
-    assert not any(scene.done(name) for name in CONSUMERS)
+        assert consumer.out[-1] == "dies after 20 effects"
+    assert not any(scene.done(name) for name in CONSUMERS)  # the transaction was rolled back
     crashes = restart_until_dead_lettered(scene, {name: start(name) for name in CONSUMERS}, start,
                                           -signal.SIGKILL, dead=3)
     assert crashes == for_each_consumer(CRASHES - 1)
@@ -252,14 +251,14 @@ def test_100_000_hostile_messages_become_dead_letters_and_stop_no_consumer(scene
     scene.consumers = [scene.kit.start_consumer(name, *flags)
                        for name, flags in zip(CONSUMERS, [(), ("--json",), ()])]
     sent, found, answers = Counter(), Counter(), Counter()
-    with raw_values(), ConfirmedConnection(scene.kit.settings) as connection:
+    with raw_values(), confirmed_channel(scene.kit.settings, DRAIN_S) as channel:
         for _ in range(HOSTILE):
             queue, body = rng.choice(queues), fuzz.body(rng)
-            connection.publish("", queue, body, fuzz.properties(rng))
+            channel.basic_publish("", queue, body, fuzz.properties(rng), mandatory=True)
             sent[queue, digest(body)] += 1
-            answers.update(outcome for _, outcome in connection.answers())
-        answers.update(outcome for _, outcome in connection.last_answers())
-    assert answers == {CONFIRMED: HOSTILE}
+            answers.update(answer for _, answer in channel.answers(WINDOW))
+        answers.update(answer for _, answer in channel.answers(0))
+    assert answers == {ACK: HOSTILE}
     with scene.kit.channel() as channel:
         channel.basic_consume(
             DEAD_LETTER_QUEUE, lambda _channel, _method, properties, body: found.update(

@@ -10,7 +10,7 @@ from common.exchange import CONSUMERS
 from tests.faults.scene import SCRIPTS
 
 STOPS = 12
-DUPLICATE = "repetido, ya estaba hecho"
+DUPLICATE = "duplicado, ya procesado"
 
 
 @pytest.mark.parametrize("point", ["before_effect", "before_commit"])
@@ -29,6 +29,17 @@ def test_consumers_killed_between_commit_and_ack_apply_the_effect_once(scene):
     for name, consumer in zip(CONSUMERS, scene.consume()):
         consumer.wait_for(DUPLICATE, count=len(done_before[name]))
     assert all(done_before.values())
+    scene.balance()
+
+
+def test_consumers_killed_before_they_send_a_retry_copy_lose_no_event(scene):
+    """Failed and done events alternate: the ack of one must not cover the other."""
+    scene.kit.run_ok("setup_queues.py")
+    fails_once = {"x-simulate": {"consumer": "all", "mode": "flaky", "number": 1}}
+    ids = {scene.kit.publish_event(headers=headers).id for headers in [fails_once, None] * 40}
+    kill_all_at(scene, "before_copy")
+    scene.consume()
+    scene.wait_until_done(ids)
     scene.balance()
 
 

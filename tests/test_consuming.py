@@ -1,0 +1,80 @@
+"""The Consumer class in this process, when the broker closes its connection."""
+
+import gc
+import signal
+from contextlib import contextmanager
+from itertools import count
+
+from common import cli, events, exchange, publishing
+from common.consuming import Consumer
+from common.subscription import Delivery
+from tests.conftest import wait_until
+
+QUEUE, EVENTS = "loyalty_queue", 50
+
+
+@contextmanager
+def after_a_reconnect(kit, node):
+    """Yield a Consumer, its loop and the event that is under way in it, on a connection that is
+    gone; the loop has fetched this event and all the others again."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    options = cli.consumer_options("", ["--url", kit.url, "--state-dir", str(kit.state)])
+    with kit.channel() as channel:
+        exchange.declare(channel, options.settings, QUEUE)
+        for event in [events.user_created("Juan", "juan@eco.com") for _ in range(EVENTS)]:
+            channel.basic_publish("", QUEUE, events.encode(event), publishing.properties(event, 2))
+    try:
+        with Consumer("loyalty", options) as consumer:
+            consumer.queue_declare(QUEUE)
+            loop = consumer.basic_consume(QUEUE, prefetch_count=EVENTS)
+            begun = next(loop)
+            wait_until(lambda: len(in_memory()) == EVENTS, "all events to be prefetched")
+            reconnect(kit, node)
+            yield consumer, loop, begun
+            loop.close()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def reconnect(kit, node) -> None:
+    """Have the broker close the connections; wait until all events are prefetched on a new one."""
+    before = {id(one.channel) for one in in_memory()}
+    node.ctl("close_all_connections", "-p", kit.url.rpartition("/")[2], "a test")
+    wait_until(lambda: len([one for one in in_memory() if id(one.channel) not in before]) == EVENTS,
+               "all events to be prefetched again")
+
+
+def in_memory() -> list[Delivery]:
+    gc.collect()  # what other tests have left
+    return [one for one in gc.get_objects() if isinstance(one, Delivery)]
+
+
+def test_events_prefetched_on_a_lost_connection_leave_the_memory(kit, shared_node):
+    with after_a_reconnect(kit, shared_node) as (_, _, begun):
+        assert [one for one in in_memory() if not one.redelivered] == [begun]
+
+
+def test_an_ack_for_a_lost_connection_is_not_sent_on_the_next_one(kit, shared_node):
+    with after_a_reconnect(kit, shared_node) as (consumer, loop, begun):
+        consumer.basic_ack(begun, consumer.once(begun, lambda event, db: "done"))
+        again = next(loop)  # finishes the batch of the first
+        assert (again.tag, again.event_id) == (begun.tag, begun.event_id)
+        assert consumer.ledger.is_done(begun.event_id)
+    kit.wait_for_depth(QUEUE, EVENTS)
+
+
+def test_an_event_whose_connection_is_lost_while_the_batch_before_it_ends_is_not_begun(
+        kit, shared_node, monkeypatch):
+    with after_a_reconnect(kit, shared_node) as (consumer, loop, begun):
+        finish, calls = consumer.finish, count(1)
+
+        def finish_slowly():
+            finish()
+            if next(calls) == 2:  # the next event is out of the inbox, but not begun
+                reconnect(kit, shared_node)
+
+        monkeypatch.setattr(consumer, "finish", finish_slowly)
+        consumer.basic_ack(begun, consumer.once(begun, lambda event, db: "done"))
+        assert next(loop).channel.is_open
+        assert next(calls) > 2
