@@ -20,11 +20,12 @@ from contextlib import contextmanager
 from itertools import takewhile
 
 from common import cli
+from common.confirms import ACK, NACK, RETURN, WINDOW
 from common.connection import connect
 from common.events import check_user, encode, user_created
 from common.exchange import EXCHANGE
 from common.outbox import Outbox
-from common.publishing import ACK, NACK, RETURN, WINDOW, confirmed_channel, properties
+from common.publishing import confirmed_channel, properties
 from common.views.tally import Tally
 
 

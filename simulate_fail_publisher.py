@@ -16,10 +16,11 @@ from collections import Counter
 
 from common import cli, console
 from common.cli import EXIT_NO_BROKER, EXIT_OK, EXIT_PARTLY
+from common.confirms import WINDOW
 from common.events import encode, user_created
 from common.exchange import CONSUMERS, EXCHANGE
 from common.problems import NO_BROKER_ADVICE
-from common.publishing import WINDOW, confirmed_channel, properties
+from common.publishing import confirmed_channel, properties
 from common.simulation import HEADER
 from events_publisher_levels import answered
 

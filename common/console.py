@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 from common.config import KitError
@@ -112,6 +112,14 @@ def print_totals(consumer: str, counts: Mapping[str, int]) -> None:
     shown = [f"{words} {counts[outcome]}" for outcome, words in OUTCOMES.items()
              if counts[outcome] or outcome == "done"]
     print_line(f"{consumer}: {', '.join(shown)}.")
+
+
+def print_report(db, report: Callable, draw: Callable) -> None:
+    """What is on disk: report(db), an object with --json, else draw(db), lines."""
+    if json_mode:
+        return print_json(report(db))
+    for line in draw(db):
+        print_line(line)
 
 
 def flush() -> None:

@@ -12,17 +12,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from functools import partial
 
 from common import console, crash_loop, exchange, simulation
 from common.cli import ConsumerOptions, stop_on_signals
-from common.config import KitError, endpoints
+from common.config import KitError
+from common.confirms import NACK, RETURN, TIMEOUT
 from common.connection import IoThread
 from common.database import Stopped
 from common.events import USER_CREATED, decode, now
 from common.ledger import Ledger
 from common.problems import no_broker
-from common.publishing import NACK, RETURN, TIMEOUT, ConfirmedChannel
+from common.publishing import ConfirmedChannel
 from common.retry import cut, failed_copy, next_delay_s
 from common.subscription import Delivery, Subscription
 
@@ -51,7 +52,7 @@ class Consumer:
         self._batch: list[Delivery] = []  # has a verb, and is not finished
         self._failed: list[Delivery] = []  # of the batch that is being finished
         self._io = IoThread()
-        self._subscription = Subscription(self._io, self.settings)
+        self._subscription = Subscription(self._io, self.settings, name)
         # Two connections: an alarm blocks one that publishes, acks too (docs/facts.md, broker 15).
         self._copies = ConfirmedChannel(self._io, self.settings, self._subscription.declare,
                                         self._give_up, quiet=True)
@@ -69,10 +70,8 @@ class Consumer:
         self.ledger.db.close()
         return kind is Stopped
 
-    # The topology, declared again on each new connection
-
     def exchange_declare(self, exchange: str, exchange_type: str) -> None:
-        """Durable."""
+        """Durable. Like the next two, it is repeated on each new connection."""
         self._subscription.declarations.append(lambda channel: channel.exchange_declare(
             exchange=exchange, exchange_type=exchange_type, durable=True))
 
@@ -82,9 +81,7 @@ class Consumer:
         self._queue = queue
         needed = exchange.topology(self.settings, queue)
         for each in needed[:1] if self.options.ephemeral else needed:
-            self._subscription.declarations.append(
-                lambda channel, each=each: channel.queue_declare(
-                    queue=each.name, durable=True, arguments=each.arguments))
+            self._subscription.declarations.append(partial(exchange.declare_queue, queue=each))
 
     def queue_bind(self, queue: str, exchange: str) -> None:
         """The exchange gives the queue a copy of every event."""
@@ -92,16 +89,12 @@ class Consumer:
         self._subscription.bind = lambda channel: channel.queue_bind(
             queue=name, exchange=exchange, routing_key="")
 
-    # The loop and its verbs
-
     def basic_consume(self, queue: str, prefetch_count: int) -> Iterator[Delivery]:
         """Yield deliveries until Ctrl-C, SIGTERM, --limit or --idle-timeout; finish each batch."""
         limit, begun = self.options.limit or sys.maxsize, 0
-        name, shown = ("", "una cola efímera") if self.options.ephemeral else (queue, queue)
         self._io.start()
-        self._subscription.start(name, min(prefetch_count, limit), (
-            f"{self.name}: escucha {shown} en {endpoints(self.settings.urls)}."
-            " Ctrl-C para terminar."))
+        self._subscription.start("" if self.options.ephemeral else queue,
+                                 min(prefetch_count, limit))
         active_at = batch_at = time.monotonic()
         while not self.stop_wanted and begun < limit:
             delivery, moment = self._subscription.next(), time.monotonic()
@@ -117,8 +110,8 @@ class Consumer:
                      or (headers and simulation.stands_alone(headers)))
             if alone:  # it may kill the process: the events beside it must not suffer
                 self.finish()
-            if not self._subscription.is_current(delivery):
-                continue
+                if not self._subscription.is_current(delivery):
+                    continue
             if not self._batch:
                 batch_at = moment
             begun += 1
@@ -133,8 +126,7 @@ class Consumer:
         if not self._subscription.link.connected and not self.stop_wanted:
             raise no_broker(self.settings.urls)
 
-    def once(self, delivery: Delivery, handler: Callable, before: Callable | None = None
-             ) -> str | None:
+    def once(self, delivery: Delivery, handler: Callable, before: Callable | None = None):
         """Do handler(event, db) once, in one transaction with the ledger row. Returns its line,
         None for an event that was done before.
 
@@ -171,10 +163,7 @@ class Consumer:
         ack the original once the copy is confirmed. Raises the kit's own errors again (disk,
         settings), which are not the event's: nothing is acked, and the script ends."""
         if isinstance(error, KitError):
-            if delivery.redelivered and delivery.event:
-                with suppress(KitError):  # the process does not die of the event
-                    crash_loop.forget(self.ledger, delivery.event.id)
-                    self.ledger.commit()
+            crash_loop.forget_at_exit(self.ledger, delivery)
             raise error
         delays = () if self.options.ephemeral else self.settings.retry_delays
         self._fail(delivery, error, next_delay_s(error, delivery.attempt, delays))
@@ -193,17 +182,11 @@ class Consumer:
         self._batch.append(delivery)
 
     def print_report(self, report: Callable, draw: Callable) -> None:
-        """What is on disk: report(db), an object with --json, or draw(db), lines."""
-        if console.json_mode:
-            return console.print_json(report(self.ledger.db))
-        for line in draw(self.ledger.db):
-            console.print_line(line)
-
-    # What the verbs have in common
+        console.print_report(self.ledger.db, report, draw)
 
     def finish(self) -> None:
-        """Finish the batch, step by step; see the top of this file. Raises Stopped if it stops before
-        all copies are confirmed: no later ack may then cover their originals."""
+        """Finish the batch; see the top of this file. Raises Stopped if it stops before all copies
+        are confirmed: no later ack may then cover their originals."""
         batch, self._batch = self._batch, []
         if not batch:
             return
@@ -245,9 +228,6 @@ class Consumer:
         for message, answer in self._copies.answers(0):
             if answer == TIMEOUT:
                 confirmed = False
-            if answer == RETURN:
-                console.print_line(f"{console.clock()} La cola {message.routing_key} no está:"
-                                   " se declara de nuevo.", "warn")
             if answer in (RETURN, NACK):
                 self._copies.publish_again(message)
         return confirmed

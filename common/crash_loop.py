@@ -4,6 +4,9 @@ A redelivered event may have killed a process. So its start is counted on disk b
 runs, and the count is deleted at its end, a success or a failure.
 """
 
+from contextlib import suppress
+
+from common.config import KitError
 from common.ledger import Ledger, key_of
 from common.retry import PermanentError
 
@@ -24,6 +27,14 @@ def note_start(ledger: Ledger, event_id: str) -> None:
     ledger.commit()
     if starts > MAX_STARTS:
         raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
+
+
+def forget_at_exit(ledger: Ledger, delivery) -> None:
+    """The script ends, but not of this event."""
+    if delivery.redelivered and delivery.event:
+        with suppress(KitError):  # the disk may be the reason of the end
+            forget(ledger, delivery.event.id)
+            ledger.commit()
 
 
 def forget(ledger: Ledger, event_id: str) -> None:

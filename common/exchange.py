@@ -87,6 +87,8 @@ def declare(channel, settings: Settings, *queues: str) -> None:
     declare_exchange(channel)
     for queue in topology(settings, *queues):
         declare_queue(channel, queue)
+        if queue.bound:
+            channel.queue_bind(queue=queue.name, exchange=EXCHANGE, routing_key="")
 
 
 def declare_exchange(channel) -> None:
@@ -95,8 +97,6 @@ def declare_exchange(channel) -> None:
 
 def declare_queue(channel, queue: Queue) -> None:
     channel.queue_declare(queue=queue.name, durable=True, arguments=queue.arguments)
-    if queue.bound:
-        channel.queue_bind(queue=queue.name, exchange=EXCHANGE, routing_key="")
 
 
 def difference(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pika
 
-from common.config import Settings
+from common.config import Settings, endpoints
 from common.connection import IoThread, Link
 from common.events import Event
 from common.retry import attempt_of
@@ -46,20 +46,21 @@ class Delivery:
 class Subscription:
     """declarations, bind: functions of a channel, for each new one."""
 
-    def __init__(self, io: IoThread, settings: Settings):
+    def __init__(self, io: IoThread, settings: Settings, consumer: str):
         self.link = Link(io, settings, self._channel_opened, self._lost)
+        self._consumer, self._settings = consumer, settings
         self.declarations: list[Callable] = []
         self.bind: Callable = bool  # nothing
         self._io = io
         self._inbox: deque[Delivery] = deque()
         self._arrived, self._cancelled = threading.Event(), threading.Event()
-        self._queue = self._consumer_tag = self._announcement = ""
+        self._queue = self._consumer_tag = ""
         self._prefetch = 0
 
     # The main thread calls
 
-    def start(self, queue: str, prefetch: int, announcement: str) -> None:
-        self._queue, self._prefetch, self._announcement = queue, prefetch, announcement
+    def start(self, queue: str, prefetch: int) -> None:
+        self._queue, self._prefetch = queue, prefetch
         self._io.call(self.link.open)
 
     def next(self) -> Delivery | None:
@@ -115,7 +116,9 @@ class Subscription:
 
     def _on_consuming(self, channel) -> None:
         if not self.link.connected:
-            self.link.print_line(self._announcement, None)
+            self.link.print_line(
+                f"{self._consumer}: escucha {self._queue or 'una cola efímera'} en"
+                f" {endpoints(self._settings.urls)}. Ctrl-C para terminar.", None)
         self.link.healthy()
         self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind_again, channel))
 

@@ -369,24 +369,6 @@ def _handled_interrupts(running) -> bool:
 # ---------------------------------------------------------------- a missing broker
 
 
-def test_a_consumer_waits_for_a_broker_and_reconnects_after_a_crash(own_kit):
-    own_kit.node.kill()
-    running = own_kit.start(LOYALTY)
-    running.wait_for("Sin conexión con el broker")
-    own_kit.node.start()
-    running.wait_for("Conectado de nuevo")
-    own_kit.publish_event()
-    running.wait_for("lealtad activada")
-    own_kit.node.kill()
-    running.wait_for("Sin conexión con el broker", count=2)
-    own_kit.node.start()
-    running.wait_for("Conectado de nuevo", count=2)
-    own_kit.publish_event()
-    running.wait_for("lealtad activada", count=2)
-    assert running.interrupt() == 0
-    assert own_kit.report(LOYALTY) == {"accounts": 2, "points": 200}
-
-
 def test_a_consumer_without_a_broker_shuts_down_cleanly(kit):
     running = kit.using(url=NO_BROKER).start(LOYALTY)
     running.wait_for("Sin conexión con el broker")

@@ -26,7 +26,8 @@ def test_the_name_of_a_retry_queue_matches_its_ttl():
         delay = thousandths / 1000
         digits = exchange.retry_queue("q", delay).removeprefix("q.retry.")
         ttl_ms = int(digits[:-2]) if digits.endswith("ms") else int(digits[:-1]) * 1000
-        assert ttl_ms == exchange.retry_arguments(settings(), "q", delay)["x-message-ttl"] == thousandths
+        arguments = exchange.retry_arguments(settings(), "q", delay)
+        assert ttl_ms == arguments["x-message-ttl"] == thousandths
 
 
 def test_the_topology_is_three_queues_their_retries_and_the_dead_letter_queue():
@@ -39,7 +40,8 @@ def test_the_topology_is_three_queues_their_retries_and_the_dead_letter_queue():
 
 
 def test_a_consumer_declares_its_own_queues_and_the_dead_letter_queue():
-    assert {queue.name for queue in exchange.topology(settings(RETRY_DELAYS="1"), "loyalty_queue")} == {
+    topology = exchange.topology(settings(RETRY_DELAYS="1"), "loyalty_queue")
+    assert {queue.name for queue in topology} == {
         "loyalty_queue", "loyalty_queue.retry.1s", "dead_letter_queue"}
 
 

@@ -1,12 +1,9 @@
 """Guarantees of the README, whatever a handler does (tests/scripted_consumer.py)."""
 
 import json
-import signal
 import sqlite3
 import time
 from contextlib import closing
-
-import pytest
 
 from common import events
 from tests.conftest import wait_until
@@ -38,12 +35,13 @@ def nombre(body: bytes) -> str:
 def test_confirmed_events_survive_the_death_of_their_publisher(kit):
     kit.run_ok("setup_queues.py")
     running = kit.start("events_publisher_levels.py", "--level", "3", "--nombre", "Juan",
-                        "--email", "juan@eco.com", "--count", "1000000", "--json")
-    wait_until(lambda: len(running.out) > 2000, "2,000 answers", running.text)
+                        "--email", "juan@eco.com", "--count", "1000000", "--rate", "2000",
+                        "--json")
+    wait_until(lambda: len(running.out) > 1000, "1,000 answers", running.text)
     running.kill()
     whole_lines = [line for line in running.out if line.endswith("}")]  # the last may be cut
     confirmed = {json.loads(line)["id"] for line in whole_lines if '"confirmed"' in line}
-    assert len(confirmed) > 2000
+    assert len(confirmed) > 900
     for queue in ("email_queue", "loyalty_queue", "analytics_queue"):
         assert confirmed <= {properties.message_id for properties, _ in kit.messages(queue)}
 
@@ -92,21 +90,26 @@ def test_two_processes_with_a_slow_handler_take_turns_and_the_waiting_one_hears_
     for running in pair:  # neither starves, neither exits
         running.wait_for("done sleep-1", count=2)
     wait_until(lambda: len(effects(kit)) == 5, "five events")
-    publish(kit, "wait 1", "wait 2")
     line = "Otro proceso está usando loyalty.db: se espera a que termine."
-    wait_until(lambda: any(line in running.text() for running in pair), "one to wait",
-               lambda: pair[0].text() + pair[1].text())
-    [waiting] = [running for running in pair if line in running.text()]
-    [working] = [running for running in pair if running is not waiting]
+    before = [running.text().count(line) for running in pair]
+    publish(kit, "wait 1", "wait 2")
+
+    def waiting() -> list:
+        return [running for running, count in zip(pair, before)
+                if running.text().count(line) == count + 1]
+
+    wait_until(waiting, "one to wait", lambda: pair[0].text() + pair[1].text())
+    [second] = waiting()
+    [first] = [running for running in pair if running is not second]
     signalled_at = time.monotonic()
-    assert waiting.interrupt() == 0
+    assert second.interrupt() == 0
     assert time.monotonic() - signalled_at < 2
-    assert waiting.text().count(line) == 1
-    assert waiting.out[-1].startswith("loyalty: procesados ")
+    assert waiting() == [second]  # one line, however long it takes
+    assert second.out[-1].startswith("loyalty: procesados ")
     kit.wait_for_depth(QUEUE, 1)  # it has returned its event
     (kit.state.parent / "go").touch()
-    working.wait_for("done wait", count=2)
-    assert working.interrupt() == 0
+    first.wait_for("done wait", count=2)
+    assert first.interrupt() == 0
     assert len(effects(kit)) == 7
     assert kit.depth(QUEUE) == kit.depth("dead_letter_queue") == 0
 

@@ -6,6 +6,7 @@ import email.policy
 import json
 import struct
 import sys
+from collections import Counter
 from contextlib import contextmanager
 
 import pika
@@ -227,8 +228,8 @@ def test_each_malformed_body_becomes_a_dead_letter_unchanged(kit, sender, name):
     bodies = [*MALFORMED.values(), *UNUSUAL.values()]
     sender(CONSUMERS[name], [(body, None) for body in bodies])
     result = consume(kit, name, len(bodies), "--json")
-    outcomes = [json.loads(line)["outcome"] for line in result.stdout.splitlines()]
-    assert outcomes == ["dead"] * len(MALFORMED) + ["done"] * (len(UNUSUAL) - 1) + ["skipped"]
+    outcomes = Counter(json.loads(line)["outcome"] for line in result.stdout.splitlines())
+    assert outcomes == {"dead": len(MALFORMED), "done": len(UNUSUAL) - 1, "skipped": 1}
     dead_letters = kit.messages(DEAD_LETTER_QUEUE)
     assert [body for _, body in dead_letters] == list(MALFORMED.values())
     assert {properties.headers["x-error-type"]

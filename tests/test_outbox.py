@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from common import events
+from common.confirms import WINDOW
 from common.events import encode, user_created
 from common.exchange import CONSUMERS
 from common.outbox import Outbox
-from common.publishing import WINDOW
 from tests.conftest import wait_until
 from tools.node import free_port
 

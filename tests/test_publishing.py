@@ -10,8 +10,9 @@ import pika
 import pytest
 from pika.exceptions import StreamLostError
 
-from common import config, connection, publishing
-from common.publishing import ACK, NACK, RETURN, TIMEOUT, ConfirmedChannel
+from common import config, confirms, connection, publishing
+from common.confirms import ACK, MAX_NACKS, NACK, RETURN, TIMEOUT
+from common.publishing import ConfirmedChannel
 from tests.conftest import wait_until
 
 Ack, Nack = pika.spec.Basic.Ack, pika.spec.Basic.Nack
@@ -102,7 +103,7 @@ class FakeConnection:
 def broker(monkeypatch):
     monkeypatch.setattr(connection, "FIRST_BACKOFF_S", 0.02)
     monkeypatch.setattr(publishing, "BATCH", 1)  # each message goes out at once
-    monkeypatch.setattr(publishing, "AGAIN_S", 0.05)
+    monkeypatch.setattr(confirms, "AGAIN_S", 0.05)
     io = connection.IoThread()
     own = Broker(io)
     monkeypatch.setattr(pika, "SelectConnection", own.connect)
@@ -226,19 +227,19 @@ def test_a_returned_message_is_sent_again_to_a_queue_that_is_declared_again(
 
 def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, capsys):
     publish(channel, 1)
-    for tag in range(1, publishing.MAX_NACKS + 1):
+    for tag in range(1, MAX_NACKS + 1):
         broker.wait_for([b"1"] * tag)
         broker.answer(Nack, tag)
         [(message, answer)] = channel.answers(0)
         assert answer == NACK
         channel.publish_again(message)
-    broker.wait_for([b"1"] * publishing.MAX_NACKS, [b"1"])
+    broker.wait_for([b"1"] * MAX_NACKS, [b"1"])
     assert "el broker rechazó un mensaje 20 veces" in capsys.readouterr().out
     assert broker.connections[0].is_closed
 
 
 def test_a_broker_that_stays_silent_gets_a_new_connection(broker, channel, monkeypatch):
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.5)
     publish(channel, 1)
     broker.wait_for([b"1"], [b"1"])
     assert broker.connections[0].is_closed
@@ -248,7 +249,7 @@ def test_a_broker_with_an_alarm_is_not_silent(broker, channel, monkeypatch):
     publish(channel, 1)
     broker.wait_for([b"1"])
     broker.do(broker.connections[0].on_blocked)
-    monkeypatch.setattr(publishing, "CONFIRM_TIMEOUT_S", 0)
+    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0)
     looked = threading.Event()
     broker.io.call(lambda: broker.io.ioloop.call_later(2.5, looked.set))  # it looks once a second
     assert looked.wait(10)
@@ -273,7 +274,7 @@ def test_a_message_that_was_given_up_is_not_sent_by_a_later_connection(broker):
 
 
 def test_a_window_of_messages_is_under_way_at_once(broker, channel, monkeypatch):
-    monkeypatch.setattr(publishing, "WINDOW", 2)
+    monkeypatch.setattr(confirms, "WINDOW", 2)
     publish(channel, 1, 2, 3)
     broker.wait_for([b"1", b"2"])
     broker.answer(Ack, 1)

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from common.confirms import CONFIRM_TIMEOUT_S
 from common.exchange import CONSUMERS
-from common.publishing import CONFIRM_TIMEOUT_S
 from tests.conftest import wait_until
 from tests.faults.account import totals
 from tests.faults.scene import confirmed

@@ -11,8 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 from common import events
+from common.confirms import ACK, WINDOW
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, retry_queue
-from common.publishing import ACK, WINDOW, confirmed_channel
+from common.publishing import confirmed_channel
 from common.simulation import CRASH_CODE
 from tests.conftest import Running, wait_until
 from tests.faults import account, fuzz

@@ -2,9 +2,9 @@
 
 import signal
 
+from common.confirms import WINDOW
 from common.exchange import CONSUMERS
 from common.outbox import Outbox
-from common.publishing import WINDOW
 from tests.faults.scene import USER, confirmed
 
 

@@ -1,0 +1,140 @@
+"""What the I/O thread does for a publisher: publish, match the broker's answers, send again.
+
+Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import pika
+
+from common.config import Settings
+from common.connection import IoThread, Link
+from common.patches import one_write
+
+WINDOW = 1000  # messages without an answer, at most
+AGAIN_S = 0.5
+MAX_NACKS = 20  # of one message: perhaps only this channel refuses it (docs/facts.md, broker 24)
+CONFIRM_TIMEOUT_S = 10  # older: a new connection (docs/facts.md, broker 13)
+
+ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """sent_at: of time.monotonic()."""
+
+    id: str
+    exchange: str
+    routing_key: str
+    body: bytes
+    properties: pika.BasicProperties
+    mandatory: bool
+    sent_at: float = 0.0
+    nacks: int = 0
+    returned: bool = False
+
+
+class Publisher:
+    """Publishes on a link of its own; what has no answer when that is lost is sent again.
+
+    declare(channel) runs on each new channel, before anything is published. is_wanted(message):
+    whether somebody still waits for its answer. on_answers([(message, ACK, NACK or RETURN), …]).
+    """
+
+    def __init__(self, io: IoThread, settings: Settings, declare: Callable, is_wanted: Callable,
+                 on_answers: Callable, quiet: bool):
+        self.link = Link(io, settings, self._channel_opened, self._lost, quiet)
+        self._ioloop, self._declare = io.ioloop, declare
+        self._is_wanted, self._on_answers = is_wanted, on_answers
+        self._channel: Any = None
+        self._waiting: deque[Message] = deque()
+        self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
+        self._last_tag = 0
+        io.call(self._watch)
+
+    def send(self, messages: list[Message]) -> None:
+        self._waiting.extend(messages)
+        self.link.open()
+        self._pump()
+
+    def send_again(self, message: Message) -> None:
+        """After a pause; what was returned, to a queue declared anew."""
+        self._ioloop.call_later(AGAIN_S, lambda: self._send_again(message))
+
+    def _send_again(self, message: Message) -> None:
+        if message.returned and self._channel:
+            self.link.print_line(f"La cola {message.routing_key} no está: se declara de nuevo.",
+                                 "warn")
+            self._declare(self._channel)
+        self.send([message])
+
+    def _pump(self) -> None:
+        if not self._channel or not self._waiting:
+            return
+        with one_write(self._channel.connection):
+            while self._waiting and len(self._unconfirmed) < WINDOW:
+                message = self._waiting.popleft()
+                if not self._is_wanted(message):
+                    continue
+                message.sent_at, message.returned = time.monotonic(), False
+                self._last_tag += 1
+                self._unconfirmed[self._last_tag] = message
+                self._channel.basic_publish(message.exchange, message.routing_key, message.body,
+                                            message.properties, message.mandatory)
+
+    def _channel_opened(self, channel) -> None:
+        self._declare(channel)
+        channel.add_on_return_callback(self._on_return)
+        channel.confirm_delivery(lambda frame: self._on_confirm(channel, frame.method),
+                                 callback=lambda _: self._ready(channel))
+
+    def _ready(self, channel) -> None:
+        if channel is self.link.channel:
+            self._channel, self._last_tag = channel, 0
+            self.link.healthy()
+            self._pump()
+
+    def _on_return(self, channel, method, properties, _body) -> None:
+        """No queue took it; its ack comes right behind (docs/facts.md, broker 12)."""
+        for message in self._unconfirmed.values() if channel is self._channel else ():
+            if message.id == str(properties.message_id) and not message.returned and (
+                    message.routing_key == method.routing_key):
+                message.returned = True
+                return
+
+    def _on_confirm(self, channel, method) -> None:
+        """An ack or a nack; on another channel the tag belongs to another message."""
+        if channel is not self._channel:
+            return
+        tags = [method.delivery_tag]
+        if method.multiple:  # all up to and including this one
+            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
+        messages = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
+        if isinstance(method, pika.spec.Basic.Nack):
+            for message in messages:
+                message.nacks += 1
+            self._on_answers([(message, NACK) for message in messages])
+            if any(message.nacks % MAX_NACKS == 0 for message in messages):
+                self.link.restart(f"el broker rechazó un mensaje {MAX_NACKS} veces")
+        else:
+            self._on_answers([(message, RETURN if message.returned else ACK)
+                              for message in messages])
+        self._pump()
+
+    def _lost(self) -> None:
+        self._channel = None
+        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        self._unconfirmed.clear()
+
+    def _watch(self) -> None:
+        """A broker that is silent gets a new connection; an alarm is no silence."""
+        oldest = next(iter(self._unconfirmed.values()), None)
+        if oldest and not self.link.blocked and (
+                time.monotonic() - oldest.sent_at > CONFIRM_TIMEOUT_S):
+            self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
+        self._ioloop.call_later(1, self._watch)
