@@ -29,26 +29,23 @@ from common.subscription import Delivery, Subscription
 
 BATCH_S = 0.1  # a batch is finished at least this often
 TICK_S, FORGET_S = 1, 3600  # how often the summary is printed, and old rows are deleted
-STOP_TIMEOUT_S = 2  # for the copies under way
-CLOSE_TIMEOUT_S = 1
+STOP_TIMEOUT_S, CLOSE_TIMEOUT_S = 2, 1  # for the copies under way; for the connections
 
 
 class Consumer:
     """The consumer `name`, while the `with` block lasts. tables: SQL of the handler's own tables in
     STATE_DIR/<name>.db. summary(db): a line about all of it, printed while it grows.
 
-    Raises StateError, ConfigError, BrokerUnavailable (at --idle-timeout).
-    """
+    Raises StateError, ConfigError, BrokerUnavailable (at --idle-timeout)."""
 
     def __init__(self, name: str, options: ConsumerOptions, tables: str = "",
                  summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
-        self.stop_wanted = False
+        self.stop_wanted, self._queue = False, ""
         self.ledger = Ledger(self.settings.state_dir, name, crash_loop.TABLE + tables,
                              lambda: self.stop_wanted)
         self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
         self._tick_at = self._forget_at = self._stop_at = 0.0  # of time.monotonic()
-        self._queue = ""
         self._batch: list[Delivery] = []  # has a verb, and is not finished
         self._failed: list[Delivery] = []  # of the batch that is being finished
         self._io = IoThread()
@@ -76,8 +73,7 @@ class Consumer:
             exchange=exchange, exchange_type=exchange_type, durable=True))
 
     def queue_declare(self, queue: str) -> None:
-        """Durable, with its retry queues and dead_letter_queue. With --ephemeral, a queue without a
-        name that ends with the connection, and no retries."""
+        """Durable, with retry queues and dead_letter_queue; --ephemeral: unnamed, no retries."""
         self._queue = queue
         needed = exchange.topology(self.settings, queue)
         for each in needed[:1] if self.options.ephemeral else needed:
@@ -110,8 +106,8 @@ class Consumer:
                      or (headers and simulation.stands_alone(headers)))
             if alone:  # it may kill the process: the events beside it must not suffer
                 self.finish()
-                if not self._subscription.is_current(delivery):
-                    continue
+            if not self._subscription.is_current(delivery):  # finish() and _tick() may wait
+                continue
             if not self._batch:
                 batch_at = moment
             begun += 1
@@ -120,7 +116,7 @@ class Consumer:
             if not delivery.outcome:
                 raise KitError("El bucle dejó un evento sin basic_ack, retry ni dead_letter.")
             active_at = time.monotonic()
-            if alone or self._subscription.is_empty or active_at - batch_at > BATCH_S:
+            if alone or not self._subscription.inbox or active_at - batch_at > BATCH_S:
                 self.finish()
         self.finish()
         if not self._subscription.link.connected and not self.stop_wanted:
@@ -131,8 +127,7 @@ class Consumer:
         None for an event that was done before.
 
         before(event) calls a service first, with nothing locked; a crash right behind it means that
-        it is called again. Raises PermanentError for a malformed body, and what the two raise.
-        """
+        it is called again. Raises PermanentError for a malformed body, and what the two raise."""
         event = delivery.event = decode(delivery.body)
         delivery.event_id = event.id
         if event.type != USER_CREATED:
@@ -159,9 +154,9 @@ class Consumer:
         self._batch.append(delivery)
 
     def retry(self, delivery: Delivery, error: Exception) -> None:
-        """Send a copy to the retry queue of this attempt, after the last one to the dead letters;
-        ack the original once the copy is confirmed. Raises the kit's own errors again (disk,
-        settings), which are not the event's: nothing is acked, and the script ends."""
+        """Send a copy to the retry queue of this attempt, after the last to the dead letters; ack
+        the original once it is confirmed. The kit's own errors (disk, settings) say nothing of the
+        event: raised again, they end the script, and nothing is acked."""
         if isinstance(error, KitError):
             crash_loop.forget_at_exit(self.ledger, delivery)
             raise error
@@ -216,7 +211,7 @@ class Consumer:
     def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
         """multiple: one frame for all, as nothing before the last of them is still open."""
         if deliveries:
-            self._subscription.ack(deliveries, multiple)
+            self._io.call(partial(self._subscription.ack, deliveries, multiple))
             self._step(deliveries[-1], "ack")
 
     def _copies_confirmed(self) -> bool:
@@ -226,8 +221,7 @@ class Consumer:
             self._copies.basic_publish("", to, delivery.body, properties, mandatory=True)
         confirmed = True
         for message, answer in self._copies.answers(0):
-            if answer == TIMEOUT:
-                confirmed = False
+            confirmed = confirmed and answer != TIMEOUT
             if answer in (RETURN, NACK):
                 self._copies.publish_again(message)
         return confirmed

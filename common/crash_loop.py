@@ -5,9 +5,10 @@ runs, and the count is deleted at its end, a success or a failure.
 """
 
 from contextlib import suppress
+from uuid import UUID
 
 from common.config import KitError
-from common.ledger import Ledger, key_of
+from common.ledger import Ledger
 from common.retry import PermanentError
 
 MAX_STARTS = 5  # without an end
@@ -23,7 +24,7 @@ def note_start(ledger: Ledger, event_id: str) -> None:
     ledger.begin()
     [starts] = ledger.db.execute(
         "INSERT INTO started VALUES (?, 1) ON CONFLICT DO UPDATE SET starts = starts + 1"
-        " RETURNING starts", (key_of(event_id),)).fetchone()
+        " RETURNING starts", (UUID(event_id).bytes,)).fetchone()
     ledger.commit()
     if starts > MAX_STARTS:
         raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
@@ -40,4 +41,4 @@ def forget_at_exit(ledger: Ledger, delivery) -> None:
 def forget(ledger: Ledger, event_id: str) -> None:
     """In the transaction of the event."""
     ledger.begin()
-    ledger.db.execute("DELETE FROM started WHERE event_id = ?", (key_of(event_id),))
+    ledger.db.execute("DELETE FROM started WHERE event_id = ?", (UUID(event_id).bytes,))

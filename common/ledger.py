@@ -1,13 +1,11 @@
-"""What one consumer has done, in SQLite: an event done once is never done again.
-
-The row is written in the transaction of the effect itself: both are on disk, or neither.
-Source: https://www.sqlite.org/lang_transaction.html
-"""
+"""What one consumer has done, in SQLite: an event done once is never done again, since its row is
+written in the transaction of the effect (https://www.sqlite.org/lang_transaction.html)."""
 
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 from common.database import open_database, problem, undone, wait_longer
 from common.events import Event
@@ -15,16 +13,13 @@ from common.events import Event
 LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
 LONG_S = 0.2  # after a transaction this long the other processes get their turn
 KEEP_DAYS = 90  # a copy of an event that arrives later than this is done again
-TABLE = """
-CREATE TABLE IF NOT EXISTS done (event_id BLOB PRIMARY KEY, done_at INTEGER NOT NULL) WITHOUT ROWID;
-"""
+TABLE = """CREATE TABLE IF NOT EXISTS done (
+    event_id BLOB PRIMARY KEY, done_at INTEGER NOT NULL) WITHOUT ROWID;"""
 
 
 class Ledger:
-    """One consumer's file, STATE_DIR/<consumer>.db, shared by all its processes.
-
-    tables: the SQL of the handler's own tables. Raises StateError, Stopped.
-    """
+    """One consumer's file, STATE_DIR/<consumer>.db, shared by all its processes. tables: SQL of the
+    handler's own. Raises StateError, Stopped."""
 
     def __init__(self, state_dir: Path, consumer: str, tables: str = "",
                  stop_wanted: Callable[[], bool] = bool):
@@ -56,15 +51,13 @@ class Ledger:
 
     def once(self, event: Event, handler: Callable[[Event, sqlite3.Connection], str]) -> str | None:
         """Run handler(event, db) and write the row, both or neither; None if it was done before.
-
-        Raises what the handler raises; then nothing of it is left.
-        """
+        Raises what the handler raises."""
         line, error = None, None
         self.begin()
         self.db.execute("SAVEPOINT kit_event")
         try:
             if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)",
-                               (key_of(event.id), int(time.time()))).rowcount:
+                               (UUID(event.id).bytes, int(time.time()))).rowcount:
                 self._in_handler = True
                 line = handler(event, self.db)
         except Exception as raised:
@@ -80,23 +73,17 @@ class Ledger:
         return line
 
     def _authorize(self, action: int, *_) -> int:
-        """A handler cannot end the transaction, which it shares with the events beside its own.
-
-        SQLite asks when it compiles a statement; ours are in the cache, under texts of their own.
-        """
+        """A handler cannot end the transaction that it shares with others. SQLite asks when it
+        compiles a statement; ours are in the cache, under texts of their own."""
         ends = action in (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT)
         return sqlite3.SQLITE_DENY if ends and self._in_handler else sqlite3.SQLITE_OK
 
     def is_done(self, event_id: str) -> bool:
         return bool(self.db.execute("SELECT 1 FROM done WHERE event_id = ?",
-                                    (key_of(event_id),)).fetchone())
+                                    (UUID(event_id).bytes,)).fetchone())
 
     def forget_old(self) -> None:
         """Delete the rows older than KEEP_DAYS."""
         self.begin()
         self.db.execute("DELETE FROM done WHERE done_at < ?", (time.time() - KEEP_DAYS * 86_400,))
         self.commit()
-
-
-def key_of(event_id: str) -> bytes:
-    return bytes.fromhex(event_id.replace("-", ""))

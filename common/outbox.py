@@ -1,7 +1,5 @@
-"""What publishers wrote down and the broker has not confirmed: --resume sends it, same ids.
-
-Source: https://microservices.io/patterns/data/transactional-outbox.html
-"""
+"""What publishers wrote down and the broker has not confirmed: --resume sends it, same ids
+(https://microservices.io/patterns/data/transactional-outbox.html)."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -24,8 +22,7 @@ class Outbox:
         """In one transaction, add events, as (id, body), and remove the ids that have an ack."""
         try:
             self.db.execute("BEGIN IMMEDIATE")
-            self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?",
-                                [(event_id,) for event_id in confirmed])
+            self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?", zip(confirmed))
             self.db.executemany("INSERT OR IGNORE INTO unconfirmed VALUES (?, ?)", events)
             self.db.execute("COMMIT")
         except BaseException as error:  # Ctrl-C, too

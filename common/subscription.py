@@ -52,7 +52,7 @@ class Subscription:
         self.declarations: list[Callable] = []
         self.bind: Callable = bool  # nothing
         self._io = io
-        self._inbox: deque[Delivery] = deque()
+        self.inbox: deque[Delivery] = deque()
         self._arrived, self._cancelled = threading.Event(), threading.Event()
         self._queue = self._consumer_tag = ""
         self._prefetch = 0
@@ -65,13 +65,14 @@ class Subscription:
 
     def next(self) -> Delivery | None:
         """The oldest delivery whose channel is open; None if there is none for POLL_S."""
-        if not self._inbox:
+        if not self.inbox:
             self._arrived.wait(POLL_S)
             self._arrived.clear()
-            self._io.check()
+            if self._io.error:
+                raise self._io.error
         with suppress(IndexError):  # empty, or emptied by the I/O thread
             while True:
-                delivery = self._inbox.popleft()
+                delivery = self.inbox.popleft()
                 if delivery.channel is self.link.channel:
                     return delivery
         return None
@@ -79,15 +80,6 @@ class Subscription:
     def is_current(self, delivery: Delivery) -> bool:
         """Whether its channel is open: else the broker delivers it again."""
         return delivery.channel is self.link.channel
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._inbox
-
-    def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
-        """multiple: one frame for all, as nothing before the last of them is still open."""
-        if deliveries:
-            self._io.call(partial(self._ack, deliveries[-1:] if multiple else deliveries, multiple))
 
     def cancel(self) -> None:
         """Stop consuming; what has no ack returns to the queue at once."""
@@ -130,13 +122,14 @@ class Subscription:
     def _on_message(self, channel, method, properties, body) -> None:
         if channel is self.link.channel:
             attempt = attempt_of(properties.headers) if properties.headers else 1
-            self._inbox.append(Delivery(channel, method.delivery_tag, method.redelivered,
+            self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered,
                                         properties, body, str(properties.message_id), attempt))
             if not self._arrived.is_set():
                 self._arrived.set()
 
-    def _ack(self, deliveries: list[Delivery], multiple: bool) -> None:
-        for delivery in deliveries:
+    def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
+        """multiple: one frame for all, as nothing before the last of them is still open."""
+        for delivery in deliveries[-1:] if multiple else deliveries:
             if delivery.channel is self.link.channel:
                 delivery.channel.basic_ack(delivery.tag, multiple)
 
@@ -154,5 +147,5 @@ class Subscription:
             self._cancelled.set()
 
     def _lost(self) -> None:
-        self._inbox.clear()
+        self.inbox.clear()
         self._consumer_tag = ""

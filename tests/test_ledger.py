@@ -3,13 +3,14 @@
 import sqlite3
 import threading
 import time
+import uuid
 
 import pytest
 
 from common import crash_loop, events
 from common.crash_loop import MAX_STARTS, CrashLoop
 from common.database import StateError
-from common.ledger import Ledger, key_of
+from common.ledger import Ledger
 from common.retry import PermanentError
 
 TABLES = crash_loop.TABLE + "CREATE TABLE IF NOT EXISTS points (event_id TEXT, points INTEGER);"
@@ -153,7 +154,7 @@ def test_rows_older_than_ninety_days_are_deleted(ledger, other_ledger):
     for event, days in days_old.items():
         ledger.once(event, add_points)
         ledger.db.execute("UPDATE done SET done_at = ? WHERE event_id = ?",
-                          (now - days * 86_400, key_of(event.id)))
+                          (now - days * 86_400, uuid.UUID(event.id).bytes))
     ledger.commit()
     ledger.forget_old()
     assert [other_ledger.is_done(event.id) for event in days_old] == [True, True, False, False]
