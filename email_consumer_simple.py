@@ -4,7 +4,7 @@
   python email_consumer_simple.py --report    muestra lo procesado
 
 Por cada evento verás una línea:
-  10:31:02 email enviado a juan@eco.com · evento … · intento 1
+  10:31:02 correo enviado a juan@eco.com · evento … · intento 1
 El correo queda en STATE_DIR/email.db (SQLite). Con SMTP_URL sale además por
 ese servidor:
   python email_consumer_simple.py --smtp-url smtp://localhost:1025
@@ -27,9 +27,9 @@ CREATE TABLE IF NOT EXISTS outbox
 def record_email(smtp_url, event, db):
     """The work. once() runs it in one transaction with the note that the event
     is done, so an event that arrives twice makes one e-mail."""
-    db.execute("INSERT INTO outbox VALUES (?, ?, ?)",
+    db.execute("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)",
                (event.id, event.email, mail.welcome(event, smtp_url)))
-    return f"email enviado a {event.email}"
+    return f"correo enviado a {event.email}"
 
 
 def report(db):

@@ -50,7 +50,7 @@ class Consumer:
         self._failed: list[Delivery] = []  # of the batch that is being finished
         self._io = IoThread()
         self._subscription = Subscription(self._io, self.settings, name)
-        # Two connections: an alarm blocks one that publishes, acks too (docs/facts.md, broker 15).
+        # Of its own: an alarm blocks a publishing connection, acks too (docs/facts.md, broker 15).
         self._copies = ConfirmedChannel(self._io, self.settings, self._subscription.declare,
                                         self._give_up, quiet=True)
 
@@ -106,7 +106,7 @@ class Consumer:
                      or (headers and simulation.stands_alone(headers)))
             if alone:  # it may kill the process: the events beside it must not suffer
                 self.finish()
-            if not self._subscription.is_current(delivery):  # finish() and _tick() may wait
+            if delivery.channel is not self._subscription.link.channel:  # lost while they waited
                 continue
             if not self._batch:
                 batch_at = moment
@@ -140,6 +140,8 @@ class Consumer:
                             attempts=len(self.settings.retry_delays) + 1)
         if before:
             self.finish()
+            if not self._subscription.is_current(delivery):
+                raise ConnectionError("the channel is lost, so the event comes again")
             if not self.ledger.is_done(event.id):
                 before(event)
         line = self.ledger.once(event, handler)
@@ -180,8 +182,7 @@ class Consumer:
         console.print_report(self.ledger.db, report, draw)
 
     def finish(self) -> None:
-        """Finish the batch; see the top of this file. Raises Stopped if it stops before all copies
-        are confirmed: no later ack may then cover their originals."""
+        """Finish the batch, as above. Raises Stopped before a later ack could cover what failed."""
         batch, self._batch = self._batch, []
         if not batch:
             return
@@ -209,7 +210,6 @@ class Consumer:
             raise Stopped("Terminado.")
 
     def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
-        """multiple: one frame for all, as nothing before the last of them is still open."""
         if deliveries:
             self._io.call(partial(self._subscription.ack, deliveries, multiple))
             self._step(deliveries[-1], "ack")

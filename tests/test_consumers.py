@@ -65,7 +65,7 @@ def leave_redelivered(kit, queue: str) -> None:
 
 
 @pytest.mark.parametrize("name, words", [
-    ("email", "email enviado a zoe@eco.com"), ("loyalty", "lealtad activada para Zoë 🎉"),
+    ("email", "correo enviado a zoe@eco.com"), ("loyalty", "lealtad activada para Zoë 🎉"),
     ("analytics", "contado: UsuarioCreado, eco.com")])
 def test_each_event_prints_one_line_with_time_result_id_and_attempt(kit, name, words):
     declare(kit)

@@ -7,7 +7,7 @@ def test_both_consumers_print_their_line_for_a_level_1_event(kit):
     sent = kit.run_ok("events_publisher_levels.py", "--level", "1", "--nombre", "Juan",
                       "--email", "juan@eco.com")
     assert "enviado, sin confirmación" in sent.stdout
-    email.wait_for("email enviado a juan@eco.com")
+    email.wait_for("correo enviado a juan@eco.com")
     loyalty.wait_for("lealtad activada para Juan")
     assert kit.report("email_consumer_simple.py") == {"emails": 1}
     assert kit.report("loyalty_consumer_simple.py") == {"accounts": 1, "points": 100}

@@ -199,7 +199,7 @@ def test_a_consumer_reports_its_deleted_queue_and_continues(kit):
         wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer to reconnect",
                    consumer.text)
         kit.publish_event()
-        consumer.wait_for("email enviado", count=round_)
+        consumer.wait_for("correo enviado", count=round_)
     stop(consumer)
 
 
@@ -230,5 +230,5 @@ def test_an_ephemeral_consumer_declares_a_new_queue_after_a_reconnect(kit, share
     shared_node.ctl("close_all_connections", "-p", vhost, "a test")
     consumer.wait_for("Conectado de nuevo")
     kit.publish_event()
-    consumer.wait_for("email enviado")
+    consumer.wait_for("correo enviado")
     stop(consumer)

@@ -103,7 +103,7 @@ def test_two_processes_share_the_mails_and_send_each_once(kit, mail_server):
 def test_a_consumer_killed_before_the_ledger_commit_resends_the_same_message_id(kit, mail_server):
     publish_to(kit, "ana")
     killed = kit.start(EMAIL, "--smtp-url", mail_server.url)
-    killed.wait_for("email enviado a ana@eco.com")
+    killed.wait_for("correo enviado a ana@eco.com")
     with closing(sqlite3.connect(kit.state / "email.db", isolation_level=None)) as ledger:
         ledger.execute("BEGIN IMMEDIATE")  # every other writer waits
         [event] = publish_to(kit, "zoe")
@@ -141,7 +141,7 @@ def test_mail_waits_for_an_unavailable_server(kit, mail_server):
     running = kit.start(EMAIL, "--smtp-url", mail_server.url)
     running.wait_for("MailNotSent: no hay servidor de correo (conexión rechazada)", count=2)
     mail_server.start()
-    running.wait_for("email enviado a zoe@eco.com")
+    running.wait_for("correo enviado a zoe@eco.com")
     [sent] = mail_server.messages()
     assert sent["Message-ID"] == f"<{event.id}@ecomarket.example>"
     assert running.interrupt() == 0

@@ -72,7 +72,7 @@ def test_all_levels_and_a_consumer_use_tls_with_a_private_authority(kit, tls_nod
     for level in "123":
         result = publish(kit, level, **authority)
         assert result.returncode == 0, result.stderr
-    consumer.wait_for("email enviado", count=3)
+    consumer.wait_for("correo enviado", count=3)
     assert consumer.interrupt() == 0
     assert kit.report(EMAIL) == {"emails": 3}
     # The second connection of the consumer, for retry copies, uses TLS too.

@@ -63,7 +63,7 @@ def five_minutes(runner: DemoRunner, opened: BlockingConnection) -> list[Script]
     runner.run("events_publisher_levels", "--level", "1", "--nombre", "Juan",
                "--email", "juan@eco.com")
     runner.check_soon("el correo se envió", True,
-                      lambda: "email enviado a juan@eco.com" in email.text())
+                      lambda: "correo enviado a juan@eco.com" in email.text())
     runner.check_soon("los puntos se dieron", True,
                       lambda: "lealtad activada para" in loyalty.text())
     return [email, loyalty]

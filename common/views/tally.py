@@ -27,8 +27,7 @@ class Tally:
         self._broke_off = False
         self._started_at = self._shown_at = time.monotonic()
         self._shown = False  # a progress line that is not ended
-        self._many = options.count > LINES_AT_MOST
-        self._has_progress = self._many and sys.stderr.isatty()
+        self._is_terminal = sys.stderr.isatty()
 
     @property
     def gave_up(self) -> bool:
@@ -36,16 +35,17 @@ class Tally:
 
     def add(self, event_id: str, outcome: str) -> None:
         self.counts[outcome] += 1
+        many = self.options.count > LINES_AT_MOST
         bad = outcome in ("returned", "unconfirmed") and self.counts[outcome] <= LINES_AT_MOST
         if console.json_mode:
             console.print_json({"id": event_id, "level": self.options.level, "outcome": outcome})
-        elif bad or not self._many:
+        elif bad or not many:
             self._end_progress()
             words, colour = WORDS[outcome]
             user = "" if self.options.resume else f" · {self.options.nombre} <{self.options.email}>"
             console.print_line(f"{console.paint(words, colour)} · evento"
                                f" {console.short(event_id)}{user}")
-        if self._has_progress and time.monotonic() - self._shown_at > PROGRESS_S:
+        if many and self._is_terminal and time.monotonic() - self._shown_at > PROGRESS_S:
             self._shown_at, self._shown = time.monotonic(), True
             print(f"\r{self.counts.total()} de {self.options.count} …", end="", file=sys.stderr,
                   flush=True)
