@@ -87,7 +87,8 @@ def main(argv=None):
 
 def parsed(argv):
     parser = cli.Parser(__doc__)
-    parser.value("--count", cli.whole(1, 10**6), "N", "cuántos eventos (por defecto, 1)", 1)
+    parser.value("--count", cli.whole(1, 10**6), "N",
+                 "cuántos eventos (por defecto, 1)", 1)
     parser.add_argument("--consumer", choices=(*CONSUMERS, "all"),
                         default="all", help="quién falla (por defecto, all)")
     parser.add_argument("--mode", choices=MODES, default="transient",

@@ -115,8 +115,7 @@ def publisher_options(description: str, argv: list[str] | None) -> argparse.Name
     parser.value("--nombre", str, "NOMBRE", "el nombre del usuario nuevo")
     parser.value("--email", str, "EMAIL", "su dirección de correo")
     parser.switch("--resume", "envía, con el nivel 3 y el mismo id, lo anotado sin confirmar")
-    parser.value("--count", whole(1, 10**9), "N", "eventos, cada uno de otro usuario (por defecto, 1)",
-                 1)
+    parser.value("--count", whole(1, 10**9), "N", "eventos, uno por usuario (por defecto, 1)", 1)
     parser.value("--rate", seconds(0.01, 1e6), "R", "eventos por segundo, como mucho")
     parser.value("--timeout", seconds(1, 86_400), "S",
                  "nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
