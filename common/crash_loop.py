@@ -22,9 +22,9 @@ class CrashLoop(PermanentError):
 def note_start(ledger: Ledger, event_id: str) -> None:
     """Count a start, on disk when this returns. Raises CrashLoop."""
     ledger.begin()
-    [starts] = ledger.db.execute(
+    [starts] = ledger.execute(
         "INSERT INTO started VALUES (?, 1) ON CONFLICT DO UPDATE SET starts = starts + 1"
-        " RETURNING starts", (UUID(event_id).bytes,)).fetchone()
+        " RETURNING starts", UUID(event_id).bytes).fetchone()
     ledger.commit()
     if starts > MAX_STARTS:
         raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
@@ -41,4 +41,4 @@ def forget_at_exit(ledger: Ledger, delivery) -> None:
 def forget(ledger: Ledger, event_id: str) -> None:
     """In the transaction of the event."""
     ledger.begin()
-    ledger.db.execute("DELETE FROM started WHERE event_id = ?", (UUID(event_id).bytes,))
+    ledger.execute("DELETE FROM started WHERE event_id = ?", UUID(event_id).bytes)

@@ -79,11 +79,18 @@ class Ledger:
         return sqlite3.SQLITE_DENY if ends and self._in_handler else sqlite3.SQLITE_OK
 
     def is_done(self, event_id: str) -> bool:
-        return bool(self.db.execute("SELECT 1 FROM done WHERE event_id = ?",
-                                    (UUID(event_id).bytes,)).fetchone())
+        return bool(self.execute("SELECT 1 FROM done WHERE event_id = ?",
+                                 UUID(event_id).bytes).fetchone())
 
     def forget_old(self) -> None:
         """Delete the rows older than KEEP_DAYS."""
         self.begin()
-        self.db.execute("DELETE FROM done WHERE done_at < ?", (time.time() - KEEP_DAYS * 86_400,))
+        self.execute("DELETE FROM done WHERE done_at < ?", time.time() - KEEP_DAYS * 86_400)
         self.commit()
+
+    def execute(self, sql: str, *values) -> sqlite3.Cursor:
+        """A statement of the kit's own: what fails is the disk, not the event."""
+        try:
+            return self.db.execute(sql, values)
+        except sqlite3.Error as error:
+            raise problem(self.path, error) from None
