@@ -30,7 +30,8 @@ from common.views.tally import Tally
 
 
 def level_1_simple(channel, events):
-    """Publish and hope: nobody answers, and a restarted broker forgets it."""
+    """Publish and hope: nobody answers. A restarted broker has lost it, unless
+    its queues are quorum queues, which write everything to disk."""
     for event in events:
         channel.basic_publish(
             exchange=EXCHANGE, routing_key="", body=encode(event),
@@ -39,7 +40,7 @@ def level_1_simple(channel, events):
 
 
 def level_2_persistent(channel, events):
-    """delivery_mode 2: the broker keeps it on disk. Still nobody answers."""
+    """delivery_mode 2: any durable queue writes it to disk. Nobody answers."""
     for event in events:
         channel.basic_publish(
             exchange=EXCHANGE, routing_key="", body=encode(event),
@@ -62,7 +63,7 @@ def level_3_confirmed(channel, events):
 def answered(channel, most_unanswered):
     """Wait until so few events have no answer; what became of the others."""
     for message, answer in channel.answers(most_unanswered):
-        if answer == ACK:  # every bound queue has it, on disk
+        if answer == ACK:  # every bound queue has it; a quorum queue, on disk
             yield message.id, "confirmed"
         elif answer == RETURN:  # no queue is bound: nobody has it
             yield message.id, "returned"

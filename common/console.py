@@ -99,12 +99,12 @@ def print_deliveries(consumer: str, deliveries: list) -> None:
             for delivery in deliveries))
     text = ""
     for delivery in deliveries:
-        line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome))
+        line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome), sys.stdout)
         text += (f"{time.strftime('%H:%M:%S')} {line} · evento"
                  f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
         if delivery.why:
             text += f"         {clean(delivery.why)}\n"
-    _write(out(), text)
+    _write(sys.stdout, text)
 
 
 def print_totals(consumer: str, counts: Mapping[str, int]) -> None:
