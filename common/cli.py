@@ -241,7 +241,7 @@ def stop_on_signals(runner, within_s: float | None = None) -> None:
         if within_s:
             _later(within_s, os._exit, EXIT_OK)
         else:
-            _later(SLOW_STOP_S, console.print_line, "Terminando lo que está en curso."
+            _later(SLOW_STOP_S, console.print_notice, "Terminando lo que está en curso."
                    " Otro Ctrl-C lo corta; nada se pierde.")
 
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # SIGBREAK exists on Windows only

@@ -9,6 +9,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 
 from common.config import KitError
@@ -78,9 +79,16 @@ def print_line(text: str, colour: str | None = None, end: str = "\n") -> None:
     _write(out(), paint(text, colour) + end)
 
 
+def print_notice(text: str) -> None:
+    """A line that no one misses if stdout is gone."""
+    with suppress(OutputError, BrokenPipeError):
+        print_line(text)
+
+
 def print_error(text: str) -> None:
-    """Print a line that says what went wrong and what to do."""
-    _write(sys.stderr, paint(clean(text), "error", sys.stderr) + "\n")
+    """Print a line that says what went wrong and what to do; nobody hears it if stderr is gone."""
+    with suppress(OutputError, BrokenPipeError):
+        _write(sys.stderr, paint(clean(text), "error", sys.stderr) + "\n")
 
 
 def print_json(*records: dict) -> None:

@@ -395,7 +395,7 @@ def test_a_replay_during_a_live_view_sends_every_dead_letter_once(kit):
     assert max(Counter(ids(view)).values()) == 1
 
 
-def test_a_live_view_shows_a_message_that_fails_again_at_once(kit, monkeypatch):
+def test_a_live_view_shows_a_message_that_fails_again(kit, monkeypatch):
     """The depth is the same before and after: only the next look of all finds it."""
     monkeypatch.setattr(live, "LOOK_AGAIN_S", 2)
     monkeypatch.setattr(cli, "stop_on_signals", lambda *_, **__: None)  # those of pytest stay

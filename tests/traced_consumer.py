@@ -1,8 +1,8 @@
 """Run the loyalty consumer and print which functions of the kit each event passes through.
 
 The trace of an event begins when pika hands it over, and ends when its ack has been handed to pika
-and its line is printed. At the end stderr has one line of JSON: a list of "file function" for each
-event, in the order of the first calls, of both threads.
+and its line is printed. Then stderr gets one line of JSON: a list of "file function", in the order
+of the first calls, of both threads.
 """
 
 import json
@@ -18,23 +18,37 @@ from common import cli  # noqa: E402
 from loyalty_consumer_simple import main  # noqa: E402
 
 PIKA_CHANNEL = os.path.join("pika", "channel.py")
-traces: list[dict[str, None]] = []
+trace: dict[str, None] = {}
 waiting_for: set[str] = set()  # until the trace ends
+lock = threading.Lock()
 
 
 def profile(frame, what: str, _argument) -> None:
     code = frame.f_code
-    name = getattr(code, "co_qualname", code.co_name)  # Python 3.10 has no co_qualname
-    if what == "call" and code.co_name == "_on_message":
-        traces.append({})
+    called, file = what == "call", code.co_filename
+    if called and code.co_name == "_on_message":
         waiting_for.update(("ack", "line"))
-    if what == "call" and code.co_name == "basic_ack" and code.co_filename.endswith(PIKA_CHANNEL):
-        waiting_for.discard("ack")
-    elif what == "call" and waiting_for and Path(code.co_filename).is_relative_to(ROOT) and (
-            ".venv" not in code.co_filename and code.co_filename != __file__):
-        traces[-1][f"{Path(code.co_filename).relative_to(ROOT)} {name}"] = None
-    if what == "return" and code.co_name == "print_deliveries":
-        waiting_for.discard("line")
+    if called and code.co_name == "basic_ack" and file.endswith(PIKA_CHANNEL):
+        has_happened("ack")
+    elif what == "return" and code.co_name == "print_deliveries":
+        has_happened("line")
+    elif called and own_end() in waiting_for and Path(file).is_relative_to(ROOT) and (
+            ".venv" not in file and file != __file__):
+        name = getattr(code, "co_qualname", code.co_name)  # Python 3.10 has no co_qualname
+        trace[f"{Path(file).relative_to(ROOT)} {name}"] = None
+
+
+def own_end() -> str:
+    """What ends the trace of this thread: what it calls behind that is about the next event."""
+    return "line" if threading.current_thread() is threading.main_thread() else "ack"
+
+
+def has_happened(event: str) -> None:
+    with lock:  # two threads
+        waiting_for.discard(event)
+        if trace and not waiting_for:
+            print(json.dumps(list(trace)), file=sys.stderr, flush=True)
+            trace.clear()
 
 
 def traced_main() -> int:
@@ -44,7 +58,6 @@ def traced_main() -> int:
         return main() or 0
     finally:
         sys.setprofile(None)
-        print(json.dumps([list(trace) for trace in traces]), file=sys.stderr)
 
 
 if __name__ == "__main__":

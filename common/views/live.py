@@ -17,7 +17,7 @@ from common.views.status import depth
 POLL_S = 1
 # Each look returns every message once, which counts on 3.10 (docs/facts.md, broker 5): look when
 # the depth has changed, and else only this often, for a change that kept the depth.
-LOOK_AGAIN_S = 60
+LOOK_AGAIN_S = 30
 
 
 class View:
