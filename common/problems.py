@@ -34,13 +34,10 @@ def refusal(error: BaseException, url: str) -> ConfigError | None:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return ConfigError(f"El certificado del broker ({endpoints([url])}) no vale:"
                            f" {_certificate(cause)}.")
-    if isinstance(cause, pika_errors.ChannelClosedByBroker):
-        return channel_refusal(cause.reply_code, cause.reply_text, shown)
-    return None
-
-
-def channel_refusal(code: int, text: str, shown: str) -> ConfigError | None:
-    if code == 403:
+    if not isinstance(cause, pika_errors.ChannelClosedByBroker):
+        return None
+    text = cause.reply_text
+    if cause.reply_code == 403:
         return ConfigError(f"El usuario de RABBITMQ_URL ({shown}) no tiene permiso para usar las"
                            " colas del kit: dáselo con rabbitmqctl set_permissions o usa otro.")
     if "inequivalent arg" in text or "invalid arg" in text:

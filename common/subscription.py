@@ -122,8 +122,8 @@ class Subscription:
     def _on_message(self, channel, method, properties, body) -> None:
         if channel is self.link.channel:
             attempt = attempt_of(properties.headers) if properties.headers else 1
-            self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered,
-                                        properties, body, str(properties.message_id), attempt))
+            self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered, properties,
+                                       body, str(properties.message_id), attempt))
             if not self._arrived.is_set():
                 self._arrived.set()
 

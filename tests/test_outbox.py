@@ -102,6 +102,18 @@ def test_resume_sends_unconfirmed_events_under_the_same_ids(kit, offline_kit):
     assert again.stdout == "No queda nada por enviar.\n"
 
 
+def test_events_that_the_password_kept_from_the_broker_are_reported_and_kept(kit):
+    stranger = kit.using(url=kit.url.replace("guest:guest", "guest:wrong"))
+    ended = stranger.run(PUBLISHER, *USER, "--count", "3", "--json")
+    assert (ended.returncode, ended.stdout) == (78, "")
+    assert "Eventos sin confirmar: 3" in ended.stderr
+    assert "sin respuesta 3" in stranger.run(PUBLISHER, "--resume").stdout
+    sent = kit.run_ok(PUBLISHER, "--resume", "--json")
+    ids = {json.loads(line)["id"] for line in sent.stdout.splitlines()}
+    assert {properties.message_id for properties, _ in kit.messages("email_queue")} == ids
+    assert len(ids) == 3
+
+
 def test_confirmed_events_are_not_sent_again(kit):
     kit.run_ok(PUBLISHER, *USER, "--count", "450")
     kit.wait_for_depth("email_queue", 450)

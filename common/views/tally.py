@@ -6,6 +6,7 @@ from collections import Counter
 
 from common import console
 from common.cli import EXIT_NO_BROKER, EXIT_OK, EXIT_PARTLY
+from common.config import ConfigError
 from common.problems import NO_BROKER_ADVICE, BrokerUnavailable
 
 LINES_AT_MOST = 20  # beyond, a progress line replaces the lines
@@ -62,14 +63,14 @@ class Tally:
         """Print the account, also when it was interrupted."""
         self._end_progress()
         self._broke_off = kind is BrokerUnavailable and bool(self.counts)
-        if kind in (None, KeyboardInterrupt) or self._broke_off:
-            self._print_account()
+        if kind in (None, KeyboardInterrupt, ConfigError) or self._broke_off:
+            self._print_account(ended=kind is None)
         if self._broke_off:
             console.print_error(f"{error} De lo enviado puede haberse perdido algo, y nadie sabe"
                                 " qué: el nivel 3 lo habría enviado de nuevo.")
         return self._broke_off
 
-    def _print_account(self) -> None:
+    def _print_account(self, ended: bool) -> None:
         confirmed, returned, silent = (self.counts[outcome] for outcome in (
             "confirmed", "returned", "unconfirmed"))
         if self.channel:
@@ -77,8 +78,9 @@ class Tally:
             silent += len(self.channel.unanswered)
         total = self.counts["sent"] + confirmed + returned + silent
         if not total:
-            return console.print_line("No queda nada por enviar." if self.options.resume
-                                      else "enviados 0")
+            if ended:  # --resume found nothing
+                console.print_line("No queda nada por enviar.")
+            return
         rate = total / max(time.monotonic() - self._started_at, 1e-6)
         answers = (f"confirmados {confirmed}, devueltos {returned}, sin respuesta {silent}"
                    if self.channel else "sin confirmación")
