@@ -4,13 +4,14 @@ Source: https://www.sqlite.org/pragma.html#pragma_synchronous
 """
 
 import sqlite3
+import time
 from pathlib import Path
 
 from common import console
 from common.config import KitError
 from common.retry import PermanentError
 
-OPEN_TIMEOUT_S = 10
+LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
 COMFORT = "No se pierde nada: lo que falta sigue en el broker o en STATE_DIR."
 _DISK = {
     "full": "el disco está lleno: libera espacio",
@@ -35,23 +36,22 @@ class Stopped(KitError):
     exit_code = 0
 
 
-def open_database(path: Path, tables: str) -> sqlite3.Connection:
-    """Open or create a file that several processes share; a commit has reached the disk.
-
-    tables: SQL, CREATE … IF NOT EXISTS. Transactions are begun by hand. Raises StateError.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=OPEN_TIMEOUT_S, isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.executescript(tables)
-        return db
-    except OSError as error:
-        raise StateError(f"No se puede escribir en {path} ({console.reason(error)}): revisa"
-                         f" STATE_DIR, sus permisos y el espacio libre. {COMFORT}") from None
-    except sqlite3.Error as error:
-        raise problem(path, error) from None
+def open_database(path: Path, tables: str, stop_wanted=bool) -> sqlite3.Connection:
+    """Open or create a file that several processes share, as soon as they let it; a commit is on
+    disk. tables: SQL, CREATE … IF NOT EXISTS. Raises StateError, Stopped."""
+    tries = 0
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(path, timeout=LOCK_POLL_S, isolation_level=None)
+            db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {tables}")
+            return db
+        except OSError as error:
+            raise StateError(f"No se puede escribir en {path} ({console.reason(error)}): revisa"
+                             f" STATE_DIR, sus permisos y el espacio libre. {COMFORT}") from None
+        except sqlite3.Error as error:
+            tries += 1
+            wait_longer(path, error, tries, stop_wanted())
 
 
 def problem(path: Path, error: BaseException) -> BaseException:
@@ -83,3 +83,4 @@ def wait_longer(path: Path, error: sqlite3.Error, tries: int, stop_wanted: bool)
     if tries == 20:
         console.print_line(f"{console.clock()} Otro proceso está usando {path.name}:"
                            " se espera a que termine.", "warn")
+    time.sleep(LOCK_POLL_S / 10)  # two that create the file: SQLite fails without a wait

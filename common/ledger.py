@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
-from common.database import open_database, problem, undone, wait_longer
+from common.database import LOCK_POLL_S, open_database, problem, undone, wait_longer
 from common.events import Event
 
-LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
 LONG_S = 0.2  # after a transaction this long the other processes get their turn
 KEEP_DAYS = 90  # a copy of an event that arrives later than this is done again
 TABLE = """CREATE TABLE IF NOT EXISTS done (
@@ -25,8 +24,7 @@ class Ledger:
                  stop_wanted: Callable[[], bool] = bool):
         self.path, self._stop_wanted = state_dir / f"{consumer}.db", stop_wanted
         self._in_handler, self._began_at = False, 0.0
-        self.db = open_database(self.path, TABLE + tables)
-        self.db.execute(f"PRAGMA busy_timeout = {LOCK_POLL_S * 1000:.0f}")
+        self.db = open_database(self.path, TABLE + tables, stop_wanted)
         self.db.set_authorizer(self._authorize)
 
     def begin(self) -> None:

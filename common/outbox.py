@@ -17,6 +17,7 @@ class Outbox:
         self.path = state_dir / "publisher.db"
         self.db = open_database(self.path, "CREATE TABLE IF NOT EXISTS unconfirmed"
                                 " (event_id TEXT UNIQUE NOT NULL, body BLOB NOT NULL);")
+        self.db.execute("PRAGMA busy_timeout = 10000")
 
     def write(self, events: Iterable[tuple[str, bytes]], confirmed: Iterable[str] = ()) -> None:
         """In one transaction, add events, as (id, body), and remove the ids that have an ack."""

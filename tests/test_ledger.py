@@ -9,7 +9,7 @@ import pytest
 
 from common import crash_loop, events
 from common.crash_loop import MAX_STARTS, CrashLoop
-from common.database import StateError
+from common.database import StateError, Stopped
 from common.ledger import Ledger
 from common.retry import PermanentError
 
@@ -163,6 +163,23 @@ def test_rows_older_than_ninety_days_are_deleted(ledger, other_ledger):
 def test_an_sql_error_in_a_handler_is_an_ordinary_error(ledger):
     with pytest.raises(sqlite3.OperationalError):
         ledger.once(new_event(), lambda event, db: db.execute("INSERT INTO no_table VALUES (1)"))
+
+
+def test_a_new_file_that_another_program_has_locked_is_waited_for_until_a_stop(tmp_path, capsys):
+    other = sqlite3.connect(tmp_path / "loyalty.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    told = "Otro proceso está usando loyalty.db"
+    seen: list[str] = []
+
+    def stop_after_the_line() -> bool:
+        seen.append(capsys.readouterr().out)
+        return told in seen[-1]
+
+    with pytest.raises(Stopped):
+        Ledger(tmp_path, "loyalty", TABLES, stop_after_the_line)
+    assert "".join(seen).count(told) == 1
+    other.execute("COMMIT")
+    assert not Ledger(tmp_path, "loyalty", TABLES).is_done(new_event().id)
 
 
 def test_a_corrupt_file_is_reported_with_a_remedy(tmp_path):
