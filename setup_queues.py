@@ -24,6 +24,7 @@ from common.exchange import (
 )
 from common.views import status, topology
 from common.views.flow import Flow
+from common.views.management import Management
 
 
 def declare(channel, settings):
@@ -51,29 +52,33 @@ def main(argv=None):
     if options.watch:
         Flow(settings).until_stopped()
         return EXIT_OK
+    management = Management(settings)
     with connect(settings) as connection:
         if options.check:
-            return check(connection, settings)
+            return check(connection, settings, management)
         if options.dry_run:
-            for state in status.look(connection, settings):
+            for state in status.look(connection, settings, management):
                 missing = "crearía" if state.ready is None else "ya está"
                 console.print_line(f"{missing}  {state.queue.name}")
             return EXIT_OK
-        if options.reset and not reset(connection, settings, options):
+        states = status.look(connection, settings, management)
+        if options.reset and not reset(connection, states, options):
             return EXIT_CHECK_FAILED
         if not options.show:
             declare(connection.channel(), settings)
-        states = status.look(connection, settings)
+        states = status.look(connection, settings, management)
         if options.json or options.show == "json":
             console.print_json(topology.as_json(states))
         else:
             for line in topology.tree(states):
                 console.print_line(line)
+            if management.problem:
+                console.print_line(management.problem)
     return EXIT_OK
 
 
-def check(connection, settings):
-    found = status.differences(connection, settings)
+def check(connection, settings, management):
+    found = status.differences(connection, settings, management)
     for difference in found:
         if console.json_mode:
             console.print_json({"difference": difference})
@@ -82,17 +87,17 @@ def check(connection, settings):
     if found:
         console.print_error(
             "Lo que falta lo crea python setup_queues.py; lo definido de otra"
-            " manera, python setup_queues.py --reset.")
+            " manera o de otro RETRY_DELAYS, python setup_queues.py --reset.")
         return EXIT_CHECK_FAILED
     console.print_line("✔ El exchange y las colas están como deben.", "ok")
     return EXIT_OK
 
 
-def reset(connection, settings, options):
+def reset(connection, states, options):
     """Delete everything; False if somebody or something said no."""
-    there = [state for state in status.look(connection, settings)
-             if state.ready is not None]
-    busy = [state for state in there if state.ready or state.consumers]
+    there = [state for state in states if state.ready is not None]
+    busy = [state for state in there
+            if state.ready or state.unacked or state.consumers]
     if busy and not options.force:
         for state in busy:
             console.print_line(f"{state.queue.name}: {state.ready} listos,"
@@ -100,7 +105,7 @@ def reset(connection, settings, options):
         console.print_error("No se borra nada: esas colas tienen mensajes o"
                             " consumidores. Para borrarlas con todo, --force.")
         return False
-    messages = sum(state.ready or 0 for state in there)
+    messages = sum(state.ready + (state.unacked or 0) for state in there)
     if not options.yes and not cli.confirm(
             f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
         console.print_error("No se borra nada. Sin pregunta: --yes.")

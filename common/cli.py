@@ -56,6 +56,7 @@ class Parser(argparse.ArgumentParser):
                 ("--state-dir", "CARPETA", "STATE_DIR: dónde se guarda lo procesado"),
                 ("--queue-type", "TIPO", "QUEUE_TYPE: quorum o classic"),
                 ("--ca-file", "ARCHIVO", "RABBITMQ_CA_FILE: quién firmó el certificado, amqps://"),
+                ("--management-url", "URL", "RABBITMQ_MANAGEMENT_URL: la API que ve lo sin ack"),
                 ("--smtp-url", "URL", "SMTP_URL: servidor de correo; sin ella, solo STATE_DIR")):
             group.add_argument(flag, metavar=value, help=words)
 
@@ -79,7 +80,8 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
     return config.load({
         "RABBITMQ_URL": arguments.url, "RETRY_DELAYS": arguments.retry_delays,
         "STATE_DIR": arguments.state_dir, "QUEUE_TYPE": arguments.queue_type,
-        "RABBITMQ_CA_FILE": arguments.ca_file, "SMTP_URL": arguments.smtp_url})
+        "RABBITMQ_CA_FILE": arguments.ca_file, "SMTP_URL": arguments.smtp_url,
+        "RABBITMQ_MANAGEMENT_URL": arguments.management_url})
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 import math
 import os
 import ssl
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,8 +19,10 @@ DEFAULTS = {
     "STATE_DIR": ".state",
     "QUEUE_TYPE": "quorum",
     "RABBITMQ_CA_FILE": "",
+    "RABBITMQ_MANAGEMENT_URL": "",
     "SMTP_URL": "",
 }
+COMPOSE_NAMES = {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}  # of docker-compose.yml
 PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -40,7 +44,8 @@ class ConfigError(KitError):
 @dataclass(frozen=True)
 class Settings:
     """urls: AMQP URLs of one broker or cluster. retry_delays: seconds, in order. ca_file: the
-    authority of an amqps:// broker; None for those this machine trusts. smtp_url: "" for none."""
+    authority of an amqps:// broker; None for those this machine trusts. smtp_url: "" for none.
+    management_url: without a final slash; "" for the one beside each broker."""
 
     urls: tuple[str, ...]
     retry_delays: tuple[float, ...]
@@ -48,6 +53,7 @@ class Settings:
     queue_type: str
     ca_file: Path | None = None
     smtp_url: str = ""
+    management_url: str = ""
 
 
 def load(flags: dict[str, str | None] | None = None) -> Settings:
@@ -64,7 +70,8 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
     return Settings(
         urls=_urls(values["RABBITMQ_URL"]), retry_delays=_delays(values["RETRY_DELAYS"]),
         state_dir=_state_dir(values["STATE_DIR"]), queue_type=_queue_type(values["QUEUE_TYPE"]),
-        ca_file=_ca_file(values["RABBITMQ_CA_FILE"]), smtp_url=_smtp_url(values["SMTP_URL"]))
+        ca_file=_ca_file(values["RABBITMQ_CA_FILE"]), smtp_url=_smtp_url(values["SMTP_URL"]),
+        management_url=_management_url(values["RABBITMQ_MANAGEMENT_URL"]))
 
 
 def masked(url: str) -> str:
@@ -97,7 +104,13 @@ def _dotenv() -> dict[str, str]:
         if line.error:
             raise ConfigError(f"La línea {line.original.line} de .env no se entiende:"
                               " escribe NOMBRE=valor.")
-    return {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
+    values = dotenv_values(stream=StringIO(text))
+    for name in values.keys() - DEFAULTS.keys() - COMPOSE_NAMES:
+        if alike := get_close_matches(name.upper(), DEFAULTS, n=1, cutoff=0.8):
+            raise ConfigError(f"El archivo .env tiene {name}, que no es un ajuste del kit: ¿querías"
+                              f" escribir {alike[0]}? Corrígelo o borra la línea.")
+        print(f"Aviso: {name}, en .env, no es un ajuste del kit y no se usa.", file=sys.stderr)
+    return {name: value for name, value in values.items() if value}
 
 
 def _urls(text: str) -> tuple[str, ...]:
@@ -173,6 +186,18 @@ def _smtp_url(text: str) -> str:
         "SMTP_URL no se entiende: escribe smtp://servidor:puerto o"
         " smtp://usuario:contraseña@servidor:puerto, o smtps://, con los caracteres especiales"
         " codificados (/ es %2F, @ es %40); ejemplo: SMTP_URL=smtp://localhost:1025.")
+
+
+def _management_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        if not text or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+                        and "@" not in text and not (parts.query or parts.fragment)):
+            return text.rstrip("/")
+    except ValueError:
+        pass
+    raise ConfigError("RABBITMQ_MANAGEMENT_URL no se entiende: escribe http://servidor:puerto, sin"
+                      " usuario; ejemplo: http://localhost:15672.")
 
 
 def _is_smtp_url(text: str) -> bool:

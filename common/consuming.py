@@ -42,8 +42,8 @@ class Consumer:
                  summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
         self.stop_wanted, self._queue = False, ""
-        self.ledger = Ledger(self.settings.state_dir, name, crash_loop.TABLE + tables,
-                             lambda: self.stop_wanted)
+        made = crash_loop.TABLE + exchange.announcement(self.settings) + tables
+        self.ledger = Ledger(self.settings.state_dir, name, made, lambda: self.stop_wanted)
         self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
         self._tick_at = self._forget_at = self._stop_at = 0.0  # of time.monotonic()
         self._batch: list[Delivery] = []  # has a verb, and is not finished

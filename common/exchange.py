@@ -35,6 +35,19 @@ def retry_queue(queue: str, delay_s: float) -> str:
     return f"{queue}.retry.{milliseconds // 1000}s"
 
 
+def retry_delay_s(queue: str) -> float | None:
+    """`email_queue.retry.500ms` -> 0.5; None for what is not a consumer's retry queue."""
+    match = re.fullmatch(rf"(?:{'|'.join(CONSUMERS.values())})\.retry\.(\d{{1,9}})(m?s)", queue)
+    return match and int(match[1]) / (1000 if match[2] == "ms" else 1)
+
+
+def announcement(settings: Settings) -> str:
+    """SQL for a consumer's file, by which setup_queues.py finds its retry queues."""
+    rows = ", ".join(f"({delay})" for delay in settings.retry_delays)
+    return ("CREATE TABLE IF NOT EXISTS retry_delays (delay_s REAL PRIMARY KEY);"
+            f" INSERT OR IGNORE INTO retry_delays VALUES {rows};")
+
+
 def work_arguments(settings: Settings) -> dict:
     """A consumer's own queue: what the broker gives up on goes to the dead letters."""
     return _typed(settings, dead_lettering(DEAD_LETTER_QUEUE), DELIVERY_LIMIT)
@@ -97,16 +110,3 @@ def declare_exchange(channel) -> None:
 
 def declare_queue(channel, queue: Queue) -> None:
     channel.queue_declare(queue=queue.name, durable=True, arguments=queue.arguments)
-
-
-def difference(text: str) -> str:
-    """What the broker says of an inequivalent declaration (406), in Spanish and short."""
-    match = re.search(r"inequivalent arg '(.+)' for (?:queue|exchange) '(.+)' in vhost .*: received"
-                      r" (.*) but current is (.*)", text, re.DOTALL)
-    if not match:
-        return f"El broker no acepta la definición: {text}"
-    argument, name, wanted, current = (
-        re.sub(r"the value (.*) of type .*", r"\1", part) for part in match.groups())
-    has = f"sin {argument}" if current == "none" else f"con {argument} = {current}"
-    asks = "no lo ponen" if wanted == "none" else f"piden {wanted}"
-    return f"{name} ya existe {has}, y estos ajustes {asks}"

@@ -1,12 +1,12 @@
 """What broke, in one Spanish sentence, never with a password in it: broker and TLS."""
 
+import re
 import ssl
 
 import pika.exceptions as pika_errors
 
 from common import console
 from common.config import ConfigError, KitError, endpoints, masked
-from common.exchange import difference
 
 NOT_TAKEN = pika_errors.UnroutableError, pika_errors.NackError  # no such queue; it is full
 NO_BROKER_ADVICE = "Arráncalo con python kit.py broker up o revisa RABBITMQ_URL."
@@ -45,6 +45,19 @@ def refusal(error: BaseException, url: str) -> ConfigError | None:
                            " o bórralo todo y créalo de nuevo: python setup_queues.py --reset"
                            " (con --force, también lo que tenga mensajes).")
     return None
+
+
+def difference(text: str) -> str:
+    """What the broker says of an inequivalent declaration (406), in Spanish and short."""
+    match = re.search(r"inequivalent arg '(.+)' for (?:queue|exchange) '(.+)' in vhost .*: received"
+                      r" (.*) but current is (.*)", text, re.DOTALL)
+    if not match:
+        return f"El broker no acepta la definición: {text}"
+    argument, name, wanted, current = (
+        re.sub(r"the value (.*) of type .*", r"\1", part) for part in match.groups())
+    has = f"sin {argument}" if current == "none" else f"con {argument} = {current}"
+    asks = "no lo ponen" if wanted == "none" else f"piden {wanted}"
+    return f"{name} ya existe {has}, y estos ajustes {asks}"
 
 
 def describe(error: BaseException) -> str:

@@ -99,6 +99,7 @@ class Kit:
     delays: str = DELAYS
     queue_type: str = "quorum"
     node: Node | None = None
+    management: str = "http://127.0.0.1:9"  # none
     started: list = field(default_factory=list)
 
     @property
@@ -115,6 +116,7 @@ class Kit:
                 if name not in ("NO_COLOR", "FORCE_COLOR")}
         return kept | {"RABBITMQ_URL": self.url, "RETRY_DELAYS": self.delays,
                        "STATE_DIR": str(self.state), "QUEUE_TYPE": self.queue_type,
+                       "RABBITMQ_MANAGEMENT_URL": self.management,
                        "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"} | more
 
     def run(self, script: str, *arguments: str, timeout: float = 60, stdin: str | None = None,

@@ -8,6 +8,7 @@ import pytest
 
 from common import config, events, publishing
 from common.config import DEFAULTS, ConfigError
+from common.views.management import default_address
 
 EVENT = events.user_created("Zoë Ñandú 🎉", "zoe@eco.com")
 
@@ -55,6 +56,38 @@ def test_an_env_file_that_is_not_utf_8_is_an_error(folder):
     (folder / ".env").write_bytes(b"STATE_DIR=a\xf1o\n")
     with pytest.raises(ConfigError, match=r"\.env.*UTF-8"):
         config.load()
+
+
+@pytest.mark.parametrize("line, meant", [
+    ("RETRY_DELAY=1,2", "RETRY_DELAYS"), ("retry_delays=1,2", "RETRY_DELAYS"),
+    ("RABBIT_URL=amqp://a:b@c", "RABBITMQ_URL"), ("QUEUETYPE=classic", "QUEUE_TYPE")])
+def test_a_misspelt_name_in_dotenv_is_refused_with_the_one_it_resembles(folder, line, meant):
+    (folder / ".env").write_text(line, encoding="utf-8")
+    name = line.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"{name}.*¿querías escribir {meant}?"):
+        config.load()
+
+
+def test_an_unknown_name_in_dotenv_is_named_and_not_used(folder, capsys):
+    (folder / ".env").write_text("RABBITMQ_USER=ana\nCUPON=10\nQUEUE_TYPE=classic\n",
+                                 encoding="utf-8")
+    assert config.load().queue_type == "classic"
+    assert capsys.readouterr().err == (
+        "Aviso: CUPON, en .env, no es un ajuste del kit y no se usa.\n")
+
+
+@pytest.mark.parametrize("text", ["localhost:15672", "http://ana:x@host:15672", "http://a?b",
+                                  "http://host:0", "amqp://host"])
+def test_a_management_address_that_is_none_is_refused(folder, text):
+    with pytest.raises(ConfigError, match="RABBITMQ_MANAGEMENT_URL"):
+        config.load({"RABBITMQ_MANAGEMENT_URL": text})
+
+
+@pytest.mark.parametrize("url, address", [
+    ("amqp://ana:x@host/%2F", "http://host:15672"), ("amqps://host", "https://host:15671"),
+    ("amqp://[::1]:5673", "http://[::1]:15673")])
+def test_the_management_api_is_looked_for_beside_the_broker(url, address):
+    assert default_address(url) == address
 
 
 def test_a_relative_state_dir_flag_starts_at_the_working_directory(

@@ -64,16 +64,16 @@ def test_a_constant_depth_starts_a_new_delay():
 def test_no_line_is_wider_than_the_terminal(columns, depth):
     deep = "email_queue", "analytics_queue.retry.120s", "dead_letter_queue"
     states = found(dict.fromkeys(deep, depth))
-    lines = flow.picture(states, {state.queue.name: 119.2 for state in states}, columns)
-    assert max(map(len, lines)) <= columns and len(lines) == 14
+    lines = flow.picture(states, {state.queue.name: 119.2 for state in states}, columns, "")
+    assert max(map(len, lines)) <= columns and len(lines) == 15
     names = "email_queue", "retry.5s", "retry.30s", "retry.120s", "loyalty_queue"
-    assert all(name in line for name, line in zip(names, lines[1:]))
+    assert all(name in line for name, line in zip(names, lines[2:]))
 
 
 def test_a_bar_has_one_block_per_message_until_it_has_to_scale():
     few, many = (flow.picture(found({"email_queue": 3, "dead_letter_queue": most}), dict.fromkeys(
-        (state.queue.name for state in found({})), None), 80) for most in (12, 2400))
-    assert [line.count("█") for line in (few[1], few[-1], many[1], many[-1])] == [3, 12, 1, 24]
+        (state.queue.name for state in found({})), None), 80, "") for most in (12, 2400))
+    assert [line.count("█") for line in (few[2], few[-1], many[2], many[-1])] == [3, 12, 1, 24]
 
 
 def test_a_low_terminal_hides_the_retries_and_keeps_the_dead_letters(monkeypatch, capsys):
@@ -161,5 +161,5 @@ def test_a_terminal_of_80_columns_is_redrawn_in_place(kit):
     frames = shown.decode().split("\x1b[H")[2:]
     lines = re.sub(r"\x1b\[[0-9]*[A-Z]", "", frames[0]).split("\r\n")
     assert lines[0].startswith("user_events (fanout)")
-    assert "email_queue" in lines[1] and "█" in lines[1]
+    assert "email_queue" in lines[2] and "█" in lines[2]
     assert max(map(len, lines)) <= 80

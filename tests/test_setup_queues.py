@@ -4,6 +4,7 @@ import base64
 import json
 import urllib.request
 
+import pika
 import pytest
 
 from common import exchange
@@ -118,8 +119,62 @@ def test_it_prints_the_tree_with_depths_and_consumers(kit):
     assert "├─ loyalty_queue listos: 0 consumidores: 1" in lines
     assert lines.index("│ ├─ email_queue.retry.300ms listos: 0 consumidores: 0") == 2
     assert "└─ analytics_queue listos: 1 consumidores: 0" in lines
-    assert lines[-1] == "dead_letter_queue listos: 2 consumidores: 0"
-    assert len(lines) == 1 + len(ALL)
+    assert lines[-2] == "dead_letter_queue listos: 2 consumidores: 0"
+    assert len(lines) == 2 + len(ALL)
+    assert lines[-1] == ("Sin ack: no se sabe; la API de gestión no responde en http://127.0.0.1:9"
+                         " (RABBITMQ_MANAGEMENT_URL).")
+
+
+def test_an_event_without_an_ack_is_shown_where_the_management_api_answers(kit, shared_node):
+    watched = kit.using(management=shared_node.management_url)
+    kit.run_ok("simulate_fail_publisher.py", "--mode", "slow", "--seconds", "60", "--count", "3",
+               "--consumer", "loyalty")
+    consumer = kit.start_consumer("loyalty")
+    kit.wait_for_depth("loyalty_queue", 0)
+    live = watched.start(SETUP, "--watch")
+    live.wait_for("loyalty_queue 0 (3 sin ack)")
+
+    def shown() -> dict:
+        queues = json.loads(watched.run_ok(SETUP, "--show", "json").stdout)["queues"]
+        return next(queue for queue in queues if queue["name"] == "loyalty_queue")
+
+    assert (shown()["ready"], shown()["unacked"], shown()["consumers"]) == (0, 3, 1)
+    lines = watched.run_ok(SETUP, "--show", "text").stdout.splitlines()
+    [line] = [" ".join(line.split()) for line in lines if "loyalty_queue " in line]
+    assert line == "├─ loyalty_queue listos: 0 sin ack: 3 consumidores: 1"
+    consumer.kill()
+    live.wait_for("loyalty_queue 3")
+    refused = watched.run(SETUP, "--reset", "--yes")
+    assert refused.returncode == 1 and "loyalty_queue: 3 listos" in refused.stdout
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["management API", "announced"])
+def test_retry_queues_of_other_delays_are_shown_checked_and_reset(kit, shared_node, answers):
+    """A consumer has other RETRY_DELAYS than setup_queues.py."""
+    other = kit.using(delays="600")
+    other.run_ok("simulate_fail_publisher.py", "--consumer", "loyalty")
+    other.run_ok("loyalty_consumer_simple.py", "--limit", "1")
+    kit.wait_for_depth("loyalty_queue.retry.600s", 1)
+    if answers:
+        kit = kit.using(management=shared_node.management_url, state=kit.state / "another")
+        kit.state.mkdir()
+    kit.run_ok(SETUP)
+    lines = [" ".join(line.split()) for line in kit.run_ok(SETUP).stdout.splitlines()]
+    assert [line for line in lines if "otro RETRY_DELAYS" in line and "listos: 1" in line] == [
+        line for line in lines if "loyalty_queue.retry.600s" in line] != []
+    checked = kit.run(SETUP, "--check")
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines() == [
+        f"✘ {consumer}_queue.retry.600s (listos: {ready}) es de otro RETRY_DELAYS"
+        for consumer, ready in (("email", 0), ("loyalty", 1), ("analytics", 0))]
+    live = kit.start(SETUP, "--watch")
+    live.wait_for("loyalty_queue.retry.600s 1")
+    refused = kit.run(SETUP, "--reset", "--yes")
+    assert refused.returncode == 1 and "loyalty_queue.retry.600s: 1 listos" in refused.stdout
+    kit.run_ok(SETUP, "--reset", "--yes", "--force")
+    kit.run_ok(SETUP, "--check")
+    with kit.channel() as channel, pytest.raises(pika.exceptions.ChannelClosedByBroker):
+        channel.queue_declare("loyalty_queue.retry.600s", passive=True)
 
 
 @pytest.mark.parametrize("arguments", [

@@ -61,8 +61,8 @@ def _create(vhost_url: str, management_url: str, user: str, password: str, vhost
 
 def _refuse_if_used(settings: Settings) -> None:
     with connection.connect(settings) as opened:
-        used = [found.queue.name for found in status.look(opened, settings)
-                if found.ready is not None]
+        used = [queue.name for queue in exchange.topology(settings)
+                if status.depth(opened, queue.name)]
         if status.has_exchange(opened):
             used.append(exchange.EXCHANGE)
     if used:

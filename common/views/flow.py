@@ -10,8 +10,9 @@ from collections import deque
 from common import console
 from common.config import Settings
 from common.events import now
-from common.exchange import DEAD_LETTER_QUEUE, EXCHANGE, Queue, topology
+from common.exchange import DEAD_LETTER_QUEUE, EXCHANGE
 from common.views.live import View
+from common.views.management import Management
 from common.views.status import Found, look
 
 REDRAW_S = 1
@@ -23,8 +24,8 @@ class Flow(View):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self._waiting = {queue.name: Waiting(queue.arguments["x-message-ttl"] / 1000)
-                         for queue in topology(settings) if _is_retry(queue)}
+        self._management = Management(settings)
+        self._waiting: dict[str, Waiting] = {}
         self._last_line = ""
         self._redraws = (not console.json_mode and sys.stdout.isatty()
                          and os.environ.get("TERM") != "dumb")
@@ -33,31 +34,40 @@ class Flow(View):
         if self._redraws:
             console.print_line("\x1b[2J\x1b[H")
         while not self.done():
-            dead, *others = look(connection, self.settings)  # as topology() orders them
-            self._show([*others, dead])
+            dead, *others = look(connection, self.settings, self._management)
+            self._show([*others, dead])  # the dead letters last
             self._pause(connection, REDRAW_S)
 
     def _show(self, states: list[Found]) -> None:
-        returns = {state.queue.name: self._waiting[state.queue.name].next_return_s(
-            state.ready or 0, time.monotonic()) for state in states if _is_retry(state.queue)}
+        returns = {state.queue.name: self._next_return_s(state)
+                   for state in states if state.is_retry}
         if console.json_mode:
             console.print_json({"time": now(), "exchange": EXCHANGE, "queues": [
-                {"name": state.queue.name, "ready": state.ready, "consumers": state.consumers,
-                 "next_return_s": returns.get(state.queue.name)} for state in states]})
+                {"name": state.queue.name, "ready": state.ready, "unacked": state.unacked,
+                 "consumers": state.consumers, "next_return_s": returns.get(state.queue.name)}
+                for state in states]})
         elif self._redraws:
             size = shutil.get_terminal_size()
             room = size.lines - 2  # print_line() ends with a line feed, which must not scroll
             if len(states) >= room:
-                states = [state for state in states if not _is_retry(state.queue)]
-            frame = picture(states, returns, size.columns)[:max(room, 1)]
+                states = [state for state in states if not state.is_retry]
+            frame = picture(states, returns, size.columns, self._management.problem)
+            frame = frame[:max(room, 1)]
             console.print_line("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in frame) + "\x1b[J")
         else:
-            depths = [f"{state.queue.name} {state.ready}" for state in states if state.ready]
+            depths = [f"{state.queue.name} {state.ready}"
+                      + (f" ({state.unacked} sin ack)" if state.unacked else "")
+                      for state in states if state.ready or state.unacked]
             missing = all(state.ready is None for state in states)
             line = " · ".join(depths) or ("no hay colas" if missing else "todo vacío")
             if line != self._last_line:
                 console.print_line(f"{console.clock()} {line}")
             self._last_line = line
+
+    def _next_return_s(self, state: Found) -> float | None:
+        waiting = self._waiting.setdefault(
+            state.queue.name, Waiting(state.queue.arguments["x-message-ttl"] / 1000))
+        return waiting.next_return_s(state.ready or 0, time.monotonic())
 
 
 class Waiting:
@@ -91,36 +101,41 @@ class Waiting:
         return self._groups[0][0] + self._delay_s - at
 
 
-def picture(states: list[Found], returns: dict[str, float | None], columns: int) -> list[str]:
-    """Return the lines, none wider than the terminal."""
-    most = max(BAR_WIDTH, *(state.ready or 0 for state in states))
+def picture(states: list[Found], returns: dict[str, float | None], columns: int,
+            problem: str) -> list[str]:
+    """Return the lines, none wider than the terminal. problem: why unacked is not known, or ""."""
+    most = max(BAR_WIDTH, *((state.ready or 0) + (state.unacked or 0) for state in states))
     width = max(len(_name(state)) for state in states)
-    lines = [f"{EXCHANGE} (fanout) · {console.clock()} · Ctrl-C para terminar"[:columns]]
+    lines: list[tuple[str, str | None]] = [
+        (f"{EXCHANGE} (fanout) · {console.clock()} · Ctrl-C para terminar", None),
+        (f"{'':{width}} {'listos':>7} {'sin ack':>7}", None)]
     for state in states:
-        count = "no está" if state.ready is None else f"{state.ready:7}"
-        bar = console.bar(state.ready or 0, most, BAR_WIDTH)
+        ready = "no está" if state.ready is None else str(state.ready)
+        unacked = "" if state.unacked is None else str(state.unacked)
+        bar = console.bar((state.ready or 0) + (state.unacked or 0), most, BAR_WIDTH)
+        held = min(len(bar), len(console.bar(state.unacked or 0, most, BAR_WIDTH)))
+        bar = bar[held:] + "░" * held
         note, colour = _note(state, returns.get(state.queue.name))
-        line = f"{_name(state):{width}} {count} {bar:{BAR_WIDTH}} {note}"
-        lines.append(console.paint(line[:columns].rstrip(), colour if state.ready else None))
-    return lines
+        lines.append((f"{_name(state):{width}} {ready:>7} {unacked:>7} {bar:{BAR_WIDTH}} {note}",
+                      colour if bar else None))
+    if problem:
+        lines.append((problem, None))
+    return [console.paint(line[:columns].rstrip(), colour) for line, colour in lines]
 
 
 def _name(state: Found) -> str:
     """A retry queue is below the queue that its messages return to."""
-    if _is_retry(state.queue):
+    if state.is_retry:
         return "│    " + state.queue.name[state.queue.name.rindex("retry."):]
     return f"├─ {state.queue.name}" if state.queue.bound else state.queue.name
 
 
 def _note(state: Found, return_s: float | None) -> tuple[str, str]:
     """Return the end of the line, and its colour if the queue has messages."""
-    if _is_retry(state.queue):
-        return "" if return_s is None else f"vuelve en {math.ceil(return_s)} s", "warn"
+    if state.is_retry:
+        other = "otro RETRY_DELAYS" if state.other else ""
+        return other if return_s is None else f"vuelve en {math.ceil(return_s)} s", "warn"
     if state.queue.name == DEAD_LETTER_QUEUE:
         return "mensajes fallidos" if state.ready else "", "error"
     consumers = f"consumidores: {state.consumers}" if state.consumers else "sin consumidor"
     return "" if state.ready is None else consumers, "ok"
-
-
-def _is_retry(queue: Queue) -> bool:
-    return "x-message-ttl" in queue.arguments

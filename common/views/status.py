@@ -1,26 +1,66 @@
 """What the broker has of the topology: its queues, their depths, and what differs from ours."""
 
-from dataclasses import dataclass
+import sqlite3
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 
 from pika.exceptions import ChannelClosedByBroker
 
 from common.config import Settings
-from common.exchange import EXCHANGE, Queue, declare_exchange, declare_queue, difference, topology
+from common.exchange import (
+    CONSUMERS,
+    EXCHANGE,
+    Queue,
+    declare_exchange,
+    declare_queue,
+    retry_delay_s,
+    topology,
+)
+from common.problems import difference
+from common.views.management import Management
 
 
 @dataclass(frozen=True)
 class Found:
-    """ready excludes unacked messages; both numbers are None for a queue that does not exist."""
+    """A queue and its messages; ready and consumers are None if it does not exist, unacked if the
+    management API did not tell. other: not of these RETRY_DELAYS."""
 
     queue: Queue
     ready: int | None
     consumers: int | None
+    unacked: int | None = None
+    other: bool = False
+
+    @property
+    def is_retry(self) -> bool:
+        return "x-message-ttl" in self.queue.arguments
 
 
-def look(connection, settings: Settings) -> list[Found]:
-    """Return each queue of the topology as it is now. Change nothing."""
-    return [Found(queue, *(depth(connection, queue.name) or (None, None)))
-            for queue in topology(settings)]
+def look(connection, settings: Settings, management: Management) -> list[Found]:
+    """Each queue of the topology as it is now, and the retry queues that there are of other
+    RETRY_DELAYS: the management API lists them, and consumers announce them. Change nothing."""
+    unacked, own = management.queues(), settings.retry_delays
+    others = {retry_delay_s(name) for name in unacked} | _announced(settings)
+    wider = replace(settings, retry_delays=(
+        *own, *sorted(delay for delay in others if delay and delay not in own)))
+    names = {queue.name for queue in topology(settings)}
+    found = []
+    for queue in topology(wider):
+        ready, consumers = depth(connection, queue.name) or (None, None)
+        found.append(Found(queue, ready, consumers, unacked.get(queue.name),
+                           other=queue.name not in names))
+    return [state for state in found if state.ready is not None or not state.other]
+
+
+def _announced(settings: Settings) -> set[float | None]:
+    """The delays that consumers of this STATE_DIR have used (exchange.announcement())."""
+    delays: set[float | None] = set()
+    for consumer in CONSUMERS:
+        file = settings.state_dir / f"{consumer}.db"
+        with suppress(sqlite3.Error), closing(
+                sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+            delays |= {delay for [delay] in db.execute("SELECT delay_s FROM retry_delays")}
+    return delays
 
 
 def depth(connection, queue: str) -> tuple[int, int] | None:
@@ -36,16 +76,21 @@ def has_exchange(connection) -> bool:
     return not isinstance(answer, str)
 
 
-def differences(connection, settings: Settings) -> list[str]:
-    """Return a Spanish sentence for each thing that is missing or declared differently.
+def differences(connection, settings: Settings, management: Management) -> list[str]:
+    """Return a Spanish sentence for each thing that is missing, declared differently or unexpected.
 
     Declaring an existing queue changes nothing but a missing binding, which AMQP cannot show.
     """
     found = [_refusal(connection, declare_exchange) if has_exchange(connection)
              else f"falta el exchange {EXCHANGE}"]
-    for state in look(connection, settings):
-        found.append(f"falta la cola {state.queue.name}" if state.ready is None else
-                     _refusal(connection, lambda channel: declare_queue(channel, state.queue)))
+    for state in look(connection, settings, management):
+        if state.ready is None:
+            found.append(f"falta la cola {state.queue.name}")
+        elif state.other:
+            found.append(f"{state.queue.name} (listos: {state.ready}) es de otro RETRY_DELAYS")
+        else:
+            found.append(_refusal(
+                connection, lambda channel, queue=state.queue: declare_queue(channel, queue)))
     return [sentence for sentence in found if sentence]
 
 

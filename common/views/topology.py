@@ -10,7 +10,7 @@ def tree(states) -> list[str]:
 
     states: list of common.views.status.Found.
     """
-    rows = [(f"{EXCHANGE} (fanout)", "", "")]
+    rows: list[tuple[str, ...]] = [(f"{EXCHANGE} (fanout)", "", "", "")]
     names = list(CONSUMERS.values())
     for name in names:
         last = name == names[-1]
@@ -24,17 +24,20 @@ def tree(states) -> list[str]:
     return console.table(rows)
 
 
-def _row(branch: str, state) -> tuple[str, str, str]:
+def _row(branch: str, state) -> tuple[str, ...]:
+    name = f"{branch}{state.queue.name}"
     if state.ready is None:
-        return f"{branch}{state.queue.name}", "no está", ""
-    return (f"{branch}{state.queue.name}", f"listos: {state.ready}",
-            f"consumidores: {state.consumers}")
+        return name, "no está", "", ""
+    return (name, f"listos: {state.ready}",
+            "" if state.unacked is None else f"sin ack: {state.unacked}",
+            "de otro RETRY_DELAYS" if state.other else f"consumidores: {state.consumers}")
 
 
 def as_json(states) -> dict:
     return {"exchange": EXCHANGE, "queues": [
-        {"name": state.queue.name, "ready": state.ready, "consumers": state.consumers,
-         "bound": state.queue.bound, "arguments": state.queue.arguments} for state in states]}
+        {"name": state.queue.name, "ready": state.ready, "unacked": state.unacked,
+         "consumers": state.consumers, "bound": state.queue.bound,
+         "arguments": state.queue.arguments} for state in states]}
 
 
 def mermaid(settings: Settings) -> str:
