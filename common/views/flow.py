@@ -49,7 +49,8 @@ class Flow(View):
         elif self._redraws:
             size = shutil.get_terminal_size()
             room = size.lines - 2  # print_line() ends with a line feed, which must not scroll
-            if len(states) >= room:
+            states = [state for state in states if state.ready or not state.other]
+            if len(states) + 3 > room:  # with the two lines above, and one below
                 states = [state for state in states if not state.is_retry]
             frame = picture(states, returns, size.columns, self._management.problem)
             frame = frame[:max(room, 1)]
