@@ -4,7 +4,7 @@
   python analytics_consumer.py --report    muestra las cuentas
 
 Por cada evento verás una línea:
-  10:31:02 contado: UsuarioCreado, eco.com · evento … · intento 1
+  10:31:02 contado: UsuarioCreado, eco.com · id … · intento 1
 Las cuentas quedan en STATE_DIR/analytics.db (SQLite).
 """
 

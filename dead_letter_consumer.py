@@ -22,8 +22,9 @@ from common.connection import connect
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
 from common.problems import NOT_TAKEN
 from common.retry import copied_properties, replay_headers
-from common.views.dead_letters import declare_dead_letter_queue, lines, look
-from common.views.live import Watcher
+from common.simulation import ALWAYS
+from common.views.dead_letters import declare_dead_letter_queue, look
+from common.views.live import HEADING, Watcher, show
 
 OUTCOMES = {
     "replayed": ("reenviado a su cola", "ok"),
@@ -31,8 +32,7 @@ OUTCOMES = {
     "discarded": ("borrado", "warn"),
     "would_discard": ("se borraría", None),
     "unknown_queue": ("sigue aquí: no se sabe de qué cola vino", "error"),
-    "refused": ("sigue aquí: su cola no está (créala con setup_queues.py)",
-                "error"),
+    "refused": ("sigue aquí: falta su cola; setup_queues.py la crea", "error"),
 }
 
 
@@ -40,7 +40,7 @@ def replay(connection, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     publisher = connection.channel()
     publisher.confirm_delivery()
-    counts, replayed = Counter[str](), set()
+    counts, replayed, hopeless = Counter[str](), set(), 0
     for channel, tag, properties, found in cli.paced(
             chosen(connection, options), options.rate, connection.sleep):
         key = found.message_id, found.source_queue, found.replays
@@ -61,6 +61,10 @@ def replay(connection, options):
             except NOT_TAKEN:
                 outcome = "refused"
         count(counts, found, outcome)
+        hopeless += found.error_message.startswith(ALWAYS)
+    if hopeless:
+        console.print_line(f"De estos, volverán aquí: {hopeless}. Bórralos con"
+                           f' --discard --error "{ALWAYS}".', "warn")
     return closing(counts)
 
 
@@ -106,20 +110,16 @@ def wanted(found, options):
 
 def watch(settings, options):
     """Show each once, as they come; wait for a broker that is away."""
-    watcher = Watcher(settings, show, lambda found: wanted(found, options),
-                      options.limit, options.idle_timeout)
-    console.print_line(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar.")
+    full = options.full or bool(options.id)
+    watcher = Watcher(settings, lambda found, n: show(found, n, full),
+                      lambda found: wanted(found, options), options.limit,
+                      options.idle_timeout)
+    console.print_line(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar."
+                       + HEADING * (not full))
     watcher.until_stopped()
     console.print_line(f"mensajes fallidos vistos: {watcher.shown.total()}."
                        " Mirar no ha quitado ninguno.")
     return EXIT_OK
-
-
-def show(found, number):
-    if console.json_mode:
-        return console.print_json(found.as_json())
-    for line in lines(found, number):
-        console.print_line(line)
 
 
 def summary(connection, options):
@@ -170,7 +170,7 @@ def count(counts, found, outcome):
         return console.print_json({"id": found.message_id, "outcome": outcome,
                                    "consumer": found.consumer})
     console.print_line(f"{console.paint(*OUTCOMES[outcome])} · {found.consumer}"
-                       f" · evento {console.short(found.message_id)}")
+                       f" · id {console.short(found.message_id)}")
 
 
 def closing(counts):

@@ -4,7 +4,7 @@
   python email_consumer_simple.py --report    muestra lo procesado
 
 Por cada evento verás una línea:
-  10:31:02 correo enviado a juan@eco.com · evento … · intento 1
+  10:31:02 correo enviado a juan@eco.com · id … · intento 1
 El correo queda en STATE_DIR/email.db (SQLite). Con SMTP_URL sale además por
 ese servidor:
   python email_consumer_simple.py --smtp-url smtp://localhost:1025

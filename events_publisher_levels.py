@@ -12,7 +12,7 @@ confirmación. Lo que un proceso dejó anotado, aunque muriera, se envía con
   python events_publisher_levels.py --resume
 
 Verás una línea por evento:
-  enviado, sin confirmación · evento … · Juan <juan@eco.com>
+  enviado, sin confirmación · id … · Juan
 """
 
 import time
@@ -86,7 +86,7 @@ def main(argv=None):
         until_gave_up = takewhile(lambda _: not tally.gave_up, events)
         paced = cli.paced(until_gave_up, options.rate, sleep)
         for event_id, outcome in LEVELS[options.level](channel, paced):
-            tally.add(event_id, outcome)
+            tally.add(event_id, outcome, options.nombre)
     return tally.exit_code()
 
 

@@ -4,7 +4,7 @@
   python loyalty_consumer_simple.py --report    muestra lo procesado
 
 Por cada evento verás una línea:
-  10:31:02 lealtad activada para Juan (100 puntos) · evento … · intento 1
+  10:31:02 lealtad activada para Juan · id … · intento 1
 Las cuentas quedan en STATE_DIR/loyalty.db (SQLite).
 """
 
@@ -29,7 +29,7 @@ def open_account(event, db):
     db.execute("INSERT INTO accounts VALUES (?, ?, ?) ON CONFLICT (user_id)"
                " DO UPDATE SET points = points + excluded.points",
                (event.user_id, event.nombre, WELCOME_POINTS))
-    return f"lealtad activada para {event.nombre} ({WELCOME_POINTS} puntos)"
+    return f"lealtad activada para {event.nombre}"
 
 
 def report(db):

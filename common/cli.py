@@ -1,14 +1,15 @@
 """The entry point of every script: arguments, signals, errors as one sentence, exit codes."""
 
 import argparse
-import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,6 +67,17 @@ class Parser(argparse.ArgumentParser):
     def switch(self, flag: str, words: str) -> None:
         self.add_argument(flag, action="store_true", help=words)
 
+    def parse_args(self, args=None, namespace=None):
+        """What a word processor or a chat makes of -- and of quotes gets a sentence of its own."""
+        for word in filter(None, sys.argv[1:] if args is None else args):
+            first, last = unicodedata.category(word[0]), unicodedata.category(word[-1])
+            flag = "--" + re.sub(r"^\W+", "", word).partition("=")[0]
+            if first == "Pd" and word[:2] != "--" and flag in self.format_help().split():
+                self.error(f"{word} se escribe {flag}, con dos guiones cortos")
+            if {first, last} & {"Pi", "Pf"}:
+                self.error(f"{word} lleva comillas tipográficas: escríbelas rectas, como \"Juan\"")
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         wrong_usage(message)
 
@@ -84,20 +96,8 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
         "RABBITMQ_MANAGEMENT_URL": arguments.management_url})
 
 
-@dataclass(frozen=True)
-class ConsumerOptions:
-    """One run of a consumer; None means without a limit."""
-
-    settings: config.Settings
-    prefetch: int
-    limit: int | None
-    idle_timeout_s: float | None
-    ephemeral: bool
-    report: bool
-    steps: bool
-
-
-def consumer_options(description: str, argv: list[str] | None) -> ConsumerOptions:
+def consumer_options(description: str, argv: list[str] | None) -> argparse.Namespace:
+    """The flags of a consumer, and its settings."""
     parser = Parser(description)
     parser.value("--prefetch", whole(1, 10_000), "N", "eventos sin ack (por defecto, 200)", 200)
     parser.value("--limit", whole(1, 10**9), "N", "termina tras N eventos")
@@ -106,8 +106,21 @@ def consumer_options(description: str, argv: list[str] | None) -> ConsumerOption
     parser.switch("--steps", "muestra los pasos de un evento: recibido, trabajo, commit, ack")
     parser.switch("--report", "muestra lo procesado y termina")
     given = parser.parse_args(argv)
-    return ConsumerOptions(settings(given), given.prefetch, given.limit, given.idle_timeout,
-                           given.ephemeral, given.report, given.steps)
+    given.settings = settings(given)
+    return given
+
+
+def state_dir(options: argparse.Namespace, consumer: str) -> Path | None:
+    """None: a report of a file that is not there, as a report creates nothing."""
+    folder = options.settings.state_dir
+    if not options.report or folder.is_file() or os.path.lexists(folder / f"{consumer}.db"):
+        return folder
+    if folder.is_dir() or folder == config.ROOT / config.DEFAULTS["STATE_DIR"]:
+        console.print_notice(f"Todavía no hay nada en {folder / consumer}.db: arranca este"
+                             " consumidor sin --report y publica un evento.")
+        return None
+    raise config.ConfigError(f"No hay nada que mostrar: la carpeta {folder} no existe. Corrige"
+                             " STATE_DIR o --state-dir, o arranca antes un consumidor con ella.")
 
 
 def publisher_options(description: str, argv: list[str] | None) -> argparse.Namespace:
@@ -118,13 +131,12 @@ def publisher_options(description: str, argv: list[str] | None) -> argparse.Name
     parser.value("--email", str, "EMAIL", "su dirección de correo")
     parser.switch("--resume", "envía, con el nivel 3 y el mismo id, lo anotado sin confirmar")
     parser.value("--count", whole(1, 10**9), "N", "eventos, uno por usuario (por defecto, 1)", 1)
-    parser.value("--rate", seconds(0.01, 1e6), "R", "eventos por segundo, como mucho")
+    parser.value("--rate", seconds(0.01, 10**6), "R", "eventos por segundo, como mucho")
     parser.value("--timeout", seconds(1, 86_400), "S",
                  "nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
     given = parser.parse_args(argv)
-    new = {"--level": given.level, "--nombre": given.nombre, "--email": given.email}
-    missing = [flag for flag, value in new.items() if value is None]
-    if given.resume and (len(missing) < len(new) or given.count != 1):
+    missing = [f"--{name}" for name in ("level", "nombre", "email") if vars(given)[name] is None]
+    if given.resume and (len(missing) < 3 or given.count != 1):
         parser.error("--resume envía lo que quedó, con el nivel 3: no va junto con --level,"
                      " --nombre, --email ni --count")
     if missing and not given.resume:
@@ -147,7 +159,8 @@ def dead_letter_options(description: str, argv: list[str] | None,
     parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: termina sin nuevos en S s")
     parser.value("--id", str, "ID", "solo este evento; vale el final del id, como en pantalla")
     parser.value("--error", str, "TEXTO", "solo si el error contiene este texto")
-    parser.value("--rate", seconds(0.01, 1e6), "R", "--replay: mensajes por segundo, como mucho")
+    parser.value("--rate", seconds(0.01, 10**6), "R", "--replay: mensajes por segundo, como mucho")
+    parser.switch("--full", "en vivo: cada uno entero, con su historial; también con --id")
     parser.switch("--dry-run", "dice qué haría, sin hacerlo")
     parser.switch("--yes", "--discard: sin preguntar")
     given = parser.parse_args(argv)
@@ -158,8 +171,8 @@ def dead_letter_options(description: str, argv: list[str] | None,
     for words, wrong in (("--rate va con --replay", given.rate and not given.replay),
                          ("--yes va con --discard", given.yes and not given.discard),
                          ("--dry-run va con --replay o --discard", given.dry_run and not changes),
-                         ("--idle-timeout es de la vista en vivo",
-                          given.idle_timeout and not given.live)):
+                         ("--idle-timeout y --full son de la vista en vivo",
+                          (given.idle_timeout or given.full) and not given.live)):
         if wrong:
             parser.error(words)
     return given
@@ -167,25 +180,18 @@ def dead_letter_options(description: str, argv: list[str] | None,
 
 def whole(least: int, most: int) -> Callable[[str], int]:
     """An argparse type: a whole number within bounds."""
-    def parse(text: str) -> int:
-        if (not text.isascii() or not text.isdigit() or len(text) > 19
-                or not least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"escribe un número entero de {least} a {most}")
-        return int(text)
-    return parse
+    return partial(_number, r"[0-9]{1,19}", int, "un número entero", least, most)
 
 
 def seconds(least: float, most: float) -> Callable[[str], float]:
     """An argparse type: seconds (or another decimal number) within bounds."""
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"escribe un número de {least:g} a {most:g}")
-        return value
-    return parse
+    return partial(_number, r"[0-9]*\.?[0-9]+", float, "un número", least, most)
+
+
+def _number(form: str, kind: Callable, words: str, least: float, most: float, text: str):
+    if not re.fullmatch(form, text) or not least <= kind(text) <= most:
+        raise argparse.ArgumentTypeError(f"escribe {words} de {least} a {most}")
+    return kind(text)
 
 
 def paced(items: Iterable, rate: float | None, sleep: Callable[[float], None]) -> Iterator:
@@ -202,7 +208,10 @@ def run(main: Callable[[], int | None]) -> None:
     """Run a script's main and exit; an error of the kit's own is one sentence, no traceback."""
     try:
         console.set_up("--json" in sys.argv)
-        code = _code(main)
+        try:
+            code = main() or EXIT_OK
+        except SystemExit as end:  # argparse, after --help
+            code = end.code  # type: ignore[assignment]  # the kit exits with numbers alone
         console.flush()
     except config.KitError as error:
         if isinstance(error, console.OutputError):
@@ -216,13 +225,6 @@ def run(main: Callable[[], int | None]) -> None:
         _discard_stdout()
         code = EXIT_OK
     sys.exit(code)
-
-
-def _code(main: Callable[[], int | None]) -> int:
-    try:
-        return main() or EXIT_OK
-    except SystemExit as end:  # argparse, after --help
-        return end.code  # type: ignore[return-value]  # the kit exits with numbers alone
 
 
 def _discard_stdout() -> None:
@@ -240,21 +242,15 @@ def stop_on_signals(runner, within_s: float | None = None) -> None:
         if runner.stop_wanted:
             os._exit(EXIT_INTERRUPTED)
         runner.stop_wanted = True
-        if within_s:
-            _later(within_s, os._exit, EXIT_OK)
-        else:
-            _later(SLOW_STOP_S, console.print_notice, "Terminando lo que está en curso."
-                   " Otro Ctrl-C lo corta; nada se pierde.")
+        timer = threading.Timer(within_s, os._exit, [EXIT_OK]) if within_s else threading.Timer(
+            SLOW_STOP_S, console.print_notice, ["Terminando lo que está en curso."
+                                                " Otro Ctrl-C lo corta; nada se pierde."])
+        timer.daemon = True
+        timer.start()
 
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # SIGBREAK exists on Windows only
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), on_signal)
-
-
-def _later(delay_s: float, function: Callable, argument: object) -> None:
-    timer = threading.Timer(delay_s, function, [argument])
-    timer.daemon = True
-    timer.start()
 
 
 def confirm(question: str) -> bool:

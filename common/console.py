@@ -4,7 +4,10 @@ import errno
 import functools
 import json
 import os
+import re
+import shutil
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
@@ -63,6 +66,23 @@ def paint(text: str, colour: str | None, stream=None) -> str:
     return text
 
 
+def width(stream) -> int | None:
+    """The columns of the terminal; None without one, and with --json."""
+    return shutil.get_terminal_size().columns if stream.isatty() and not json_mode else None
+
+
+def _wrapped(text: str, stream) -> str:
+    """The text, its long lines broken between words at the width of the terminal."""
+    columns = width(stream)
+    if not columns or len(text) <= columns:
+        return text
+    return "\n".join(
+        line if len(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line)) <= columns else textwrap.fill(
+            line, columns, break_long_words=False, break_on_hyphens=False,
+            subsequent_indent=" " * (len(line) - len(line.lstrip())))
+        for line in text.split("\n"))
+
+
 @functools.cache
 def _takes_colour(stream) -> bool:
     return (stream.isatty() and not os.environ.get("NO_COLOR")
@@ -76,7 +96,7 @@ def out():
 
 def print_line(text: str, colour: str | None = None, end: str = "\n") -> None:
     """Print a line for people. Raises OutputError, BrokenPipeError."""
-    _write(out(), paint(text, colour) + end)
+    _write(out(), paint(_wrapped(text, out()), colour) + end)
 
 
 def print_notice(text: str) -> None:
@@ -88,7 +108,7 @@ def print_notice(text: str) -> None:
 def print_error(text: str) -> None:
     """Print a line that says what went wrong and what to do; nobody hears it if stderr is gone."""
     with suppress(OutputError, BrokenPipeError):
-        _write(sys.stderr, paint(clean(text), "error", sys.stderr) + "\n")
+        _write(sys.stderr, paint(_wrapped(clean(text), sys.stderr), "error", sys.stderr) + "\n")
 
 
 def print_json(*records: dict) -> None:
@@ -108,11 +128,11 @@ def print_deliveries(consumer: str, deliveries: list) -> None:
     text = ""
     for delivery in deliveries:
         line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome), sys.stdout)
-        text += (f"{time.strftime('%H:%M:%S')} {line} · evento"
+        text += (f"{time.strftime('%H:%M:%S')} {line} · id"
                  f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
         if delivery.why:
             text += f"         {clean(delivery.why)}\n"
-    _write(sys.stdout, text)
+    _write(sys.stdout, _wrapped(text, sys.stdout) if sys.stdout.isatty() else text)
 
 
 def print_totals(consumer: str, counts: Mapping[str, int]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from common import console, crash_loop, exchange, simulation
-from common.cli import ConsumerOptions, stop_on_signals
+from common.cli import state_dir, stop_on_signals
 from common.config import KitError
 from common.confirms import NACK, RETURN, TIMEOUT
 from common.connection import IoThread
@@ -38,12 +38,12 @@ class Consumer:
 
     Raises StateError, ConfigError, BrokerUnavailable (at --idle-timeout)."""
 
-    def __init__(self, name: str, options: ConsumerOptions, tables: str = "",
+    def __init__(self, name: str, options, tables: str = "",
                  summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
         self.stop_wanted, self._queue = False, ""
         made = crash_loop.TABLE + exchange.announcement(self.settings) + tables
-        self.ledger = Ledger(self.settings.state_dir, name, made, lambda: self.stop_wanted)
+        self.ledger = Ledger(state_dir(options, name), name, made, lambda: self.stop_wanted)
         self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
         self._tick_at = self._forget_at = self._stop_at = 0.0  # of time.monotonic()
         self._batch: list[Delivery] = []  # has a verb, and is not finished
@@ -98,7 +98,7 @@ class Consumer:
                 self._tick(moment)
             if delivery is None:
                 self.finish()
-                if moment - active_at > (self.options.idle_timeout_s or sys.maxsize):
+                if moment - active_at > (self.options.idle_timeout or sys.maxsize):
                     break
                 continue
             headers = delivery.properties.headers

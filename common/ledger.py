@@ -18,12 +18,12 @@ TABLE = """CREATE TABLE IF NOT EXISTS done (
 
 class Ledger:
     """One consumer's file, STATE_DIR/<consumer>.db, shared by all its processes. tables: SQL of the
-    handler's own. Raises StateError, Stopped."""
+    handler's own. state_dir None: in memory. Raises StateError, Stopped."""
 
-    def __init__(self, state_dir: Path, consumer: str, tables: str = "",
+    def __init__(self, state_dir: Path | None, consumer: str, tables: str = "",
                  stop_wanted: Callable[[], bool] = bool):
-        self.path, self._stop_wanted = state_dir / f"{consumer}.db", stop_wanted
-        self._in_handler, self._began_at = False, 0.0
+        self.path = state_dir / f"{consumer}.db" if state_dir else Path(":memory:")
+        self._stop_wanted, self._in_handler, self._began_at = stop_wanted, False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
         self.db.set_authorizer(self._authorize)
 

@@ -6,7 +6,7 @@ its ack.
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -43,7 +43,7 @@ class ConfirmedChannel:
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
                  outbox: Outbox | None = None, quiet: bool = False):
-        self.answered_at, self.late_acks = time.monotonic(), 0
+        self.answered_at, self.late = time.monotonic(), Counter[str]()
         self._io, self._give_up, self._outbox = io, give_up, outbox
         self._batch: list[Message] = []  # neither in the outbox nor sent
         self._acked: list[str] = []  # still in the outbox
@@ -91,8 +91,8 @@ class ConfirmedChannel:
                 self._io.check()
 
     def close(self) -> None:
-        """Take the last answers; what has no ack stays in the outbox."""
-        self.late_acks = sum(answer == ACK for _, answer in self._new_answers())
+        """Take the last answers, counted in `late`; what has no ack stays in the outbox."""
+        self.late = Counter(answer for _, answer in self._new_answers())
         self._write_batch()
 
     def _new_answers(self) -> Iterator[tuple[Message, str]]:

@@ -13,6 +13,7 @@ from common.retry import PermanentError, attempt_of, replays_of
 HEADER = "x-simulate"
 MAX_NUMBER = 3_600_000
 CRASH_CODE = 70
+ALWAYS = "falla siempre"
 
 
 class SimulatedFailure(Exception):
@@ -33,10 +34,12 @@ def obey(headers: dict, consumer: str, attempts: int) -> None:
     mode, number = instruction.get("mode"), instruction.get("number")
     number = number if isinstance(number, int) and 0 <= number <= MAX_NUMBER else 0
     failed_before = replays_of(headers) * attempts + attempt_of(headers) - 1
-    if mode == "transient" or (mode == "flaky" and failed_before < number):
-        raise SimulatedFailure("fallo simulado: el servicio no responde")
+    if mode == "transient":
+        raise SimulatedFailure(ALWAYS)
+    if mode == "flaky" and failed_before < number:
+        raise SimulatedFailure(f"fallo {failed_before + 1} de {number}")
     if mode == "permanent":
-        raise PermanentError("fallo simulado: no tiene arreglo")
+        raise PermanentError(f"{ALWAYS} (simulado)")
     if mode == "slow":
         time.sleep(number / 1000)
     if mode == "crash":

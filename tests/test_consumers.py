@@ -73,7 +73,7 @@ def test_each_event_prints_one_line_with_time_result_id_and_attempt(kit, name, w
     shown = kit.run_ok(SCRIPTS[name], "--limit", "1").stdout.splitlines()
     lines = [line for line in shown if event.id[-8:] in line]
     assert len(lines) == 1
-    assert re.fullmatch(rf"\d\d:\d\d:\d\d {re.escape(words)}.* · evento {event.id[-8:]}"
+    assert re.fullmatch(rf"\d\d:\d\d:\d\d {re.escape(words)}.* · id {event.id[-8:]}"
                         r" · intento 1", lines[0])
     assert shown[-1] == f"{name}: procesados 1."
 
@@ -108,26 +108,26 @@ def test_steps_prints_the_life_of_each_event_in_order(kit):
         kit.publish_event(event, queue="loyalty_queue", headers={
             "x-simulate": {"consumer": "loyalty", "mode": mode, "number": 1}})
     result = kit.run_ok(LOYALTY, "--steps", "--limit", "5")
-    transient = "SimulatedFailure: fallo simulado: el servicio no responde"
-    permanent = "PermanentError: fallo simulado: no tiene arreglo"
+    transient = "SimulatedFailure: fallo 1 de 1"
+    permanent = "PermanentError: falla siempre (simulado)"
     lines = [re.sub(r"\d\d:\d\d:\d\d +", "", line) for line in result.stdout.splitlines()[1:-1]]
     assert lines == [
         "recibido, reentregado · entrega 1", "trabajo hecho · entrega 1", "commit · entrega 1",
         "ack · entrega 1",
-        f"lealtad activada para A (100 puntos) · evento {first.id[-8:]} · intento 1",
+        f"lealtad activada para A · id {first.id[-8:]} · intento 1",
         "recibido · entrega 2", "trabajo hecho · entrega 2", "commit · entrega 2",
         "ack · entrega 2",
-        f"lealtad activada para B (100 puntos) · evento {second.id[-8:]} · intento 1",
+        f"lealtad activada para B · id {second.id[-8:]} · intento 1",
         "recibido · entrega 3", "ya procesado · entrega 3", "commit · entrega 3",
         "ack · entrega 3",
-        f"duplicado, ya procesado · evento {second.id[-8:]} · intento 1",
+        f"duplicado, ya procesado · id {second.id[-8:]} · intento 1",
         "recibido · entrega 4", f"falló: {transient} · entrega 4", "commit · entrega 4",
         "copia confirmada por el broker · entrega 4", "ack · entrega 4",
-        f"falló → loyalty_queue.retry.600s · evento {flaky.id[-8:]} · intento 1",
+        f"falló → loyalty_queue.retry.600s · id {flaky.id[-8:]} · intento 1",
         f"         {transient}",
         "recibido · entrega 5", f"falló: {permanent} · entrega 5", "commit · entrega 5",
         "copia confirmada por el broker · entrega 5", "ack · entrega 5",
-        f"falló → dead_letter_queue · evento {dead.id[-8:]} · intento 1",
+        f"falló → dead_letter_queue · id {dead.id[-8:]} · intento 1",
         f"         {permanent}"]
     assert [kit.depth(queue) for queue in ("loyalty_queue", "loyalty_queue.retry.600s",
                                            "dead_letter_queue")] == [0, 1, 1]

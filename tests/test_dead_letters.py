@@ -105,7 +105,7 @@ def test_a_history_with_invalid_times_is_still_drawn(failed_at, zone):
              {"attempt": 2, "failed_at": events.now(), "to": DLQ}]
     for journey in (stops, stops[::-1], stops[:1]):
         found = dead_letters.read(pika.BasicProperties(headers={"x-journey": journey}), b"")
-        lines = dead_letters.lines(found, 1)
+        lines = live.lines(found, 1)
         [first] = [index for index, line in enumerate(lines) if line.startswith("  historial ")]
         assert len(lines) - first == 2 * len(journey) - 1
         assert "\x1b" not in "".join(lines)

@@ -19,6 +19,5 @@ def test_three_failing_events_become_nine_dead_letters(kit):
     for name in ("email", "loyalty", "analytics"):
         kit.start_consumer(name)
     kit.run_ok("simulate_fail_publisher.py", "--count", "3")
-    dead.wait_for("mensaje fallido 9 · ")
-    assert len(dead.wait_for("→ dead_letter_queue", count=9)) == 9
+    assert len(dead.wait_for(" ×4 SimulatedFailure: falla siempre", count=9)) == 9
     kit.wait_for_depth("dead_letter_queue", 9)

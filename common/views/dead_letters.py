@@ -6,12 +6,10 @@ A consumer of the kit writes its headers (common/retry.py); a dead letter made b
 
 import base64
 import hashlib
-import itertools
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 
-from common import console
 from common.config import Settings
 from common.events import MalformedEvent, decode, now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, dead_letter_arguments
@@ -109,40 +107,6 @@ def read(properties, body: bytes) -> DeadLetter:
         attempts=attempt_of(headers), replays=replays_of(headers), failed_at=failed_at,
         journey=tuple(journey_of(headers)), body=body,
         digest=_digest(properties.message_id, headers, body))
-
-
-def lines(found: DeadLetter, number: int) -> list[str]:
-    """It for people, with its history as a timeline."""
-    clean = console.clean
-    error = console.paint(clean(f"{found.error_type}: {found.error_message}"), "error")
-    title = f"mensaje fallido {number} · {found.consumer} · {clean(found.type)}"
-    replays = f", reenvíos {found.replays}" if found.replays else ""
-    return [f"{console.paint(title, 'bold')} · evento {console.short(found.message_id)}",
-            *([f"  usuario   {clean(found.user)}"] if found.user else []),
-            f"  error     {error}", f"  intentos  {found.attempts}{replays}",
-            *(f"  {'' if index else 'historial':9} {line}"
-              for index, line in enumerate(_timeline(found.journey)))]
-
-
-def _timeline(journey: tuple[dict, ...]) -> list[str]:
-    """A line for each failed attempt, and between two where the event waited, and how long."""
-    shown = []
-    for stop, following in itertools.zip_longest(journey, journey[1:]):
-        failed_at, to = _local(stop["failed_at"]), console.clean(stop["to"])
-        shown.append(f"{failed_at:%H:%M:%S}  {console.paint('✘', 'error')} intento"
-                     f" {stop['attempt']}" + ("" if following else f" → {to}"))
-        if following:
-            waited_s = (_local(following["failed_at"]) - failed_at).total_seconds()
-            shown.append(f"   │      {waited_s:.1f} s en {to}")
-    return shown
-
-
-def _local(text: str) -> datetime:
-    """What now() wrote, in local time; the epoch for what is no time."""
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone()
-    except (ValueError, OverflowError, OSError):  # OSError: Windows, for a time before 1970
-        return datetime.fromtimestamp(0, timezone.utc)
 
 
 def _last_death(headers: dict) -> dict:

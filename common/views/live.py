@@ -1,10 +1,12 @@
 """Views that stay open: of the dead letters, and of the whole flow (flow.py). They remove nothing,
 and wait for a broker that is away."""
 
+import itertools
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime, timezone
 
 from common import cli, console
 from common.config import Settings
@@ -18,6 +20,8 @@ POLL_S = 1
 # Each look returns every message once, which counts on 3.10 (docs/facts.md, broker 5): look when
 # the depth has changed, and else only this often, for a change that kept the depth.
 LOOK_AGAIN_S = 30
+HEADING = (" Con su historial: --full.\n"
+           "hora     id       usuario         consumidor ×  error (×: intentos)")
 
 
 class View:
@@ -107,3 +111,56 @@ class Watcher(View):
                 self._new_at = time.monotonic()
                 self._show(found, self.shown.total())
         return seen.total()
+
+
+def show(found: DeadLetter, number: int, full: bool) -> None:
+    if console.json_mode:
+        return console.print_json(found.as_json())
+    for line in lines(found, number) if full else [one_line(found)]:
+        console.print_line(line)
+
+
+def one_line(found: DeadLetter) -> str:
+    """It in one line, cut at the width of the terminal."""
+    at = f"{_local(found.failed_at):%H:%M:%S}" if found.failed_at else "--:--:--"
+    user = (found.user or found.type).partition(" <")[0]
+    replays = f"reenvíos {found.replays} · " if found.replays else ""
+    text = console.clean(
+        f"{at} {console.short(found.message_id):8} {user:15.15} {found.consumer:10}"
+        f" ×{found.attempts} {replays}{found.error_type}: {found.error_message}")
+    columns = console.width(console.out()) or len(text) + 1
+    return text if len(text) < columns else f"{text[:columns - 2]}…"
+
+
+def lines(found: DeadLetter, number: int) -> list[str]:
+    """It for people, with its history as a timeline."""
+    clean = console.clean
+    error = console.paint(clean(f"{found.error_type}: {found.error_message}"), "error")
+    title = f"mensaje fallido {number} · {found.consumer} · {clean(found.type)}"
+    replays = f", reenvíos {found.replays}" if found.replays else ""
+    return [f"{console.paint(title, 'bold')} · id {console.short(found.message_id)}",
+            *([f"  usuario   {clean(found.user)}"] if found.user else []),
+            f"  error     {error}", f"  intentos  {found.attempts}{replays}",
+            *(f"  {'' if index else 'historial':9} {line}"
+              for index, line in enumerate(_timeline(found.journey)))]
+
+
+def _timeline(journey: tuple[dict, ...]) -> list[str]:
+    """A line for each failed attempt, and between two where the event waited, and how long."""
+    shown = []
+    for stop, following in itertools.zip_longest(journey, journey[1:]):
+        failed_at, to = _local(stop["failed_at"]), console.clean(stop["to"])
+        shown.append(f"{failed_at:%H:%M:%S}  {console.paint('✘', 'error')} intento"
+                     f" {stop['attempt']}" + ("" if following else f" → {to}"))
+        if following:
+            waited_s = (_local(following["failed_at"]) - failed_at).total_seconds()
+            shown.append(f"   │      {waited_s:.1f} s en {to}")
+    return shown
+
+
+def _local(text: str) -> datetime:
+    """What now() wrote, in local time; the epoch for what is no time."""
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone()
+    except (ValueError, OverflowError, OSError):  # OSError: Windows, for a time before 1970
+        return datetime.fromtimestamp(0, timezone.utc)

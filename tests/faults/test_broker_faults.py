@@ -39,7 +39,7 @@ def test_a_broker_killed_with_full_queues_and_during_consumption_loses_nothing(s
     for queue in CONSUMERS.values():
         scene.kit.wait_for_depth(queue, 3000)
     for consumer in scene.consume():
-        consumer.wait_for("· evento", count=200)
+        consumer.wait_for("· id", count=200)
     with outage(*scene.consumers):
         scene.kill_broker()
         assert any(scene.done(name) < ids for name in CONSUMERS)
