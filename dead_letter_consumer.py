@@ -4,108 +4,136 @@
   python dead_letter_consumer.py --summary    cuántos por error y consumidor
   python dead_letter_consumer.py --export fallidos.jsonl    guarda una copia
   python dead_letter_consumer.py --replay     los reenvía a su cola
+  python dead_letter_consumer.py --replay --from fallidos.jsonl    corregidos
   python dead_letter_consumer.py --discard    los borra (pregunta)
 
---consumer, --id y --error eligen cuáles. Con --dry-run, --replay y --discard
-dicen qué harían.
+--consumer, --id, --error y --since eligen cuáles. Con --dry-run, --replay y
+--discard dicen qué harían.
 """
 
 import itertools
-import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from common import cli, console
-from common.cli import EXIT_BAD_CONFIG, EXIT_CHECK_FAILED, EXIT_OK, EXIT_PARTLY
+from common.cli import EXIT_CHECK_FAILED, EXIT_OK
+from common.confirms import ACK, NACK, RETURN, TIMEOUT, WINDOW
 from common.connection import connect
+from common.events import now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
-from common.problems import NOT_TAKEN
-from common.retry import copied_properties, replay_headers
+from common.publishing import confirmed_channel
+from common.retry import EDITED, copied_properties, replay_headers
 from common.simulation import ALWAYS
-from common.views.dead_letters import declare_dead_letter_queue, look
+from common.views import export as exported
+from common.views.dead_letters import DeadLetters, declare_dead_letter_queue
 from common.views.live import HEADING, Watcher, show
+from common.views.outcomes import Outcomes, came_later
 
-OUTCOMES = {
-    "replayed": ("reenviado a su cola", "ok"),
-    "would_replay": ("se reenviaría a su cola", None),
-    "discarded": ("borrado", "warn"),
-    "would_discard": ("se borraría", None),
-    "unknown_queue": ("sigue aquí: no se sabe de qué cola vino", "error"),
-    "refused": ("sigue aquí: falta su cola; setup_queues.py la crea", "error"),
-}
+CONFIRM_TIMEOUT_S = 10
+ANSWERS = {ACK: "replayed", RETURN: "refused", NACK: "full",
+           TIMEOUT: "unconfirmed"}
 
-
-def replay(connection, options):
+def replay(dead_letters, settings, options):
     """Publish each to its source queue; after the confirm, ack the original."""
-    publisher = connection.channel()
-    publisher.confirm_delivery()
-    counts, replayed, hopeless = Counter[str](), set(), 0
-    for channel, tag, properties, found in cli.paced(
-            chosen(connection, options), options.rate, connection.sleep):
-        key = found.message_id, found.source_queue, found.replays
-        if key in replayed:
-            continue  # it failed again, at a consumer whose clock is late
-        outcome = "would_replay" if options.dry_run else "replayed"
-        if not found.source_queue:
-            outcome = "unknown_queue"
-        elif not options.dry_run:
-            try:
-                headers = replay_headers(properties.headers)
-                publisher.basic_publish(  # returns when the confirm is there
-                    exchange="", routing_key=found.source_queue,
-                    properties=copied_properties(properties, headers),
-                    body=found.body, mandatory=True)
-                channel.basic_ack(tag)
+    edited = exported.read(Path(options.file)) if options.file else None
+    copies: dict = {}  # under way, with what each is a copy of
+    outcomes, replayed, hopeless = Outcomes(), set(), 0
+
+    def settle(most_unanswered):
+        for message, answer in channel.answers(most_unanswered):
+            found = copies.pop(id(message.properties))
+            if answer == ACK:
+                dead_letters.basic_ack(found)
+            outcomes.add(found.message_id, found.consumer, ANSWERS[answer])
+
+    with confirmed_channel(settings, CONFIRM_TIMEOUT_S,
+                           declare=lambda *_: None) as channel:
+        channel.confirm_delivery()
+        try:
+            for found in chosen(dead_letters, options, edited):
+                key = found.message_id, found.source_queue, found.replays
+                if key in replayed:
+                    continue  # it failed again, where a clock is late
                 replayed.add((*key[:2], found.replays + 1))
-            except NOT_TAKEN:
-                outcome = "refused"
-        count(counts, found, outcome)
-        hopeless += found.error_message.startswith(ALWAYS)
+                hopeless += found.error_message.startswith(ALWAYS)
+                headers, body = replay_headers(found.headers), found.body
+                if edited is not None:
+                    body = edited.pop(exported.key_of(found))
+                if body != found.body:
+                    headers[EDITED] = now()
+                if outcome := why_not(found, options):
+                    outcomes.add(found.message_id, found.consumer, outcome)
+                    continue
+                properties = copied_properties(found.properties, headers)
+                copies[id(properties)] = found
+                channel.basic_publish(
+                    exchange="", routing_key=found.source_queue, body=body,
+                    properties=properties, mandatory=True)
+                settle(0 if options.rate else WINDOW - 1)
+        finally:
+            settle(0)
+    for message_id, consumer, _ in edited or ():  # those found have left it
+        outcomes.add(message_id, consumer, "gone")
     if hopeless:
         console.print_line(f"De estos, volverán aquí: {hopeless}. Bórralos con"
                            f' --discard --error "{ALWAYS}".', "warn")
-    return closing(counts)
+    return outcomes.close(dead_letters.later)
 
 
-def discard(connection, options):
-    """Ack without a copy: only what the question was about."""
-    counts, asked = Counter[str](), None
-    if not (options.dry_run or options.yes):
-        asked = Counter(
-            found.digest for *_, found in chosen(connection, options))
-        if asked and not cli.confirm("Mensajes fallidos que se borrarían para"
-                                     f" siempre: {asked.total()}. ¿Borrarlos?"):
-            console.print_error("No se borra nada. Sin pregunta: --yes.")
-            return EXIT_CHECK_FAILED
-    for channel, tag, _, found in chosen(connection, options, asked):
+def why_not(found, options):
+    if not found.source_queue:
+        return "unknown_queue"
+    if found.replays >= options.max_replays and not options.force:
+        return "worn_out"
+    return "would_replay" if options.dry_run else None
+
+
+def discard(dead_letters, settings, options, asked=None):
+    """Ack without a copy; only what the question was about."""
+    outcomes = Outcomes()
+    for found in chosen(dead_letters, options):
+        if asked is not None:
+            asked[found.digest] -= 1
+            if asked[found.digest] < 0:
+                dead_letters.later += 1  # than the question
+                continue
         if not options.dry_run:
-            channel.basic_ack(tag)
-        count(counts, found,
-              "would_discard" if options.dry_run else "discarded")
-    return closing(counts)
+            dead_letters.basic_ack(found)
+        outcomes.add(found.message_id, found.consumer,
+                     "would_discard" if options.dry_run else "discarded")
+    return outcomes.close(dead_letters.later)
 
 
-def chosen(connection, options, asked=None):
-    """Those there now that the flags choose, as (channel, tag, properties, dead
-    letter); with `asked`, no others than these digests."""
-    def is_chosen(taken):
-        found = taken[-1]
-        if asked is None or not wanted(found, options):
-            return wanted(found, options)
-        asked[found.digest] -= 1
-        return asked[found.digest] >= 0
+def question(connection, options):
+    """What would be deleted, by digest; None if somebody or something said no."""
+    with DeadLetters(connection) as dead_letters:
+        asked = Counter(found.digest
+                        for found in chosen(dead_letters, options))
+    if asked and not cli.confirm("Mensajes fallidos que se borrarían para"
+                                 f" siempre: {asked.total()}. ¿Borrarlos?"):
+        console.print_error("No se borra nada. Sin pregunta: --yes.")
+        return None
+    return asked
 
-    return itertools.islice(filter(is_chosen, look(connection)), options.limit)
+
+def chosen(dead_letters, options, keys=None):
+    """Those that the flags choose; with `keys`, no others than these."""
+    there = (found for found in dead_letters if wanted(found, options)
+             and (keys is None or exported.key_of(found) in keys))
+    return cli.paced(itertools.islice(there, options.limit), options.rate,
+                     dead_letters.sleep)
 
 
 def wanted(found, options):
     by_id = options.id in (None, found.message_id) or (
         len(options.id) >= console.SHORT_ID
         and found.message_id.endswith(options.id))
-    error = f"{found.error_type}: {found.error_message}".lower()
     return (by_id and options.consumer in (None, found.consumer)
-            and (options.error or "").lower() in error)
+            and (not options.error or options.error.lower() in
+                 f"{found.error_type}: {found.error_message}".lower())
+            and found.failed_at >= (options.since or ""))
 
 
 def watch(settings, options):
@@ -122,9 +150,9 @@ def watch(settings, options):
     return EXIT_OK
 
 
-def summary(connection, options):
+def summary(dead_letters, settings, options):
     counts = Counter((found.error_type, found.consumer)
-                     for *_, found in chosen(connection, options))
+                     for found in chosen(dead_letters, options))
     most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     if console.json_mode:
         for (error, consumer), number in most_first:
@@ -133,52 +161,18 @@ def summary(connection, options):
         return EXIT_OK
     rows = [("error", "consumidor", "mensajes"),
             *((*key, number) for key, number in most_first)]
-    for line in [*console.table(rows, right={2}), f"total: {counts.total()}"]:
+    total = f"total: {counts.total()}" + came_later(dead_letters.later)
+    for line in [*console.table(rows, right={2}), total]:
         console.print_line(line)
     return EXIT_OK
 
 
-def export(connection, options):
-    """Write all, or leave no file behind."""
-    target, number = Path(options.export), 0
-    draft = Path(f"{target}.tmp")
-    if os.path.lexists(target):
-        console.print_error(f"{target} ya existe: elige otro nombre.")
-        return EXIT_CHECK_FAILED
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            for *_, found in chosen(connection, options):
-                file.write(json.dumps(found.as_json(), default=str) + "\n")
-                number += 1
-        draft.replace(target)
-    except OSError as error:
-        console.print_error(
-            f"No se puede escribir {target} ({console.reason(error)}):"
-            " elige otra carpeta o libera espacio.")
-        return EXIT_BAD_CONFIG
-    finally:
-        if os.path.lexists(draft):
-            draft.unlink()
-    console.print_line(f"mensajes fallidos copiados en {target}: {number};"
-                       f" siguen en {DEAD_LETTER_QUEUE}.", "ok")
+def export(dead_letters, settings, options):
+    number = exported.write(Path(options.export), chosen(dead_letters, options))
+    console.print_line(
+        f"mensajes fallidos copiados en {options.export}: {number}; siguen en"
+        f" {DEAD_LETTER_QUEUE}{came_later(dead_letters.later)}.", "ok")
     return EXIT_OK
-
-
-def count(counts, found, outcome):
-    counts[outcome] += 1
-    if console.json_mode:
-        return console.print_json({"id": found.message_id, "outcome": outcome,
-                                   "consumer": found.consumer})
-    console.print_line(f"{console.paint(*OUTCOMES[outcome])} · {found.consumer}"
-                       f" · id {console.short(found.message_id)}")
-
-
-def closing(counts):
-    console.print_line(f"mensajes fallidos: {counts.total()}" + "".join(
-        f" · {OUTCOMES[outcome][0]}: {number}"
-        for outcome, number in counts.items()))
-    kept = counts["unknown_queue"] or counts["refused"]
-    return EXIT_PARTLY if kept else EXIT_OK
 
 
 def main(argv=None):
@@ -186,11 +180,20 @@ def main(argv=None):
     settings = cli.settings(options)
     if options.live:
         return watch(settings, options)
+    if options.export and os.path.lexists(options.export):
+        console.print_error(f"{options.export} ya existe: elige otro nombre.")
+        return EXIT_CHECK_FAILED
     act = (summary if options.summary else replay if options.replay
            else discard if options.discard else export)
     with connect(settings) as connection:
         declare_dead_letter_queue(connection, settings)
-        return act(connection, options)
+        if options.discard and not (options.dry_run or options.yes):
+            asked = question(connection, options)
+            if asked is None:
+                return EXIT_CHECK_FAILED
+            act = partial(discard, asked=asked)
+        with DeadLetters(connection) as dead_letters:
+            return act(dead_letters, settings, options)
 
 
 if __name__ == "__main__":

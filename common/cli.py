@@ -9,6 +9,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -159,7 +160,13 @@ def dead_letter_options(description: str, argv: list[str] | None,
     parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: termina sin nuevos en S s")
     parser.value("--id", str, "ID", "solo este evento; vale el final del id, como en pantalla")
     parser.value("--error", str, "TEXTO", "solo si el error contiene este texto")
+    parser.value("--since", moment, "TIEMPO", "solo desde: 10m, 2h, 1d o una hora RFC 3339")
     parser.value("--rate", seconds(0.01, 10**6), "R", "--replay: mensajes por segundo, como mucho")
+    parser.add_argument("--from", dest="file", metavar="ARCHIVO",
+                        help="--replay: solo los de este archivo de --export, con sus correcciones")
+    parser.value("--max-replays", whole(1, 10**6), "N",
+                 "--replay: deja los que ya se reenviaron N veces (por defecto, 3)", 3)
+    parser.switch("--force", "--replay: también esos")
     parser.switch("--full", "en vivo: cada uno entero, con su historial; también con --id")
     parser.switch("--dry-run", "dice qué haría, sin hacerlo")
     parser.switch("--yes", "--discard: sin preguntar")
@@ -168,7 +175,8 @@ def dead_letter_options(description: str, argv: list[str] | None,
     given.live = not (given.summary or given.export is not None or changes)
     if "" in (given.id, given.error):
         parser.error("--id y --error no pueden estar vacíos: elegirían todos los mensajes")
-    for words, wrong in (("--rate va con --replay", given.rate and not given.replay),
+    for words, wrong in (("--rate, --from y --force van con --replay",
+                          (given.rate or given.file or given.force) and not given.replay),
                          ("--yes va con --discard", given.yes and not given.discard),
                          ("--dry-run va con --replay o --discard", given.dry_run and not changes),
                          ("--idle-timeout y --full son de la vista en vivo",
@@ -192,6 +200,20 @@ def _number(form: str, kind: Callable, words: str, least: float, most: float, te
     if not re.fullmatch(form, text) or not least <= kind(text) <= most:
         raise argparse.ArgumentTypeError(f"escribe {words} de {least} a {most}")
     return kind(text)
+
+
+def moment(text: str) -> str:
+    """An argparse type: how long ago (`10m`) or RFC 3339, as events.now() writes a moment."""
+    try:
+        if ago := re.fullmatch(r"([0-9]{1,6})([smhd])", text):
+            seconds_ago = int(ago[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[ago[2]]
+            at = datetime.now(timezone.utc) - timedelta(seconds=seconds_ago)
+        else:
+            at = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            "escribe 10m, 2h, 1d o una hora como 2026-01-31T09:00:00Z") from None
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def paced(items: Iterable, rate: float | None, sleep: Callable[[float], None]) -> Iterator:

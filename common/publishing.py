@@ -123,7 +123,8 @@ class ConfirmedChannel:
 
 
 @contextmanager
-def confirmed_channel(settings: Settings, timeout_s: float, outbox: Outbox | None = None):
+def confirmed_channel(settings: Settings, timeout_s: float, outbox: Outbox | None = None,
+                      declare: Callable = declare):
     """Level 3's channel. All queues are declared first, as a confirm speaks only for those that
     exist (docs/facts.md, broker 11). Gives up after timeout_s without an answer."""
     io = IoThread()

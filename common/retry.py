@@ -14,6 +14,7 @@ from common.exchange import DEAD_LETTER_QUEUE, retry_queue
 ERROR_BYTES = 1024  # a header larger than a frame closes the connection (docs/facts.md, pika 5)
 MOST = 1_000_000  # no kit counts attempts or replays so far
 TRACING = ("traceparent", "tracestate")  # https://www.w3.org/TR/trace-context/
+EDITED = "x-edited-at"  # RFC 3339: when a person changed the body, for a replay
 
 
 class PermanentError(Exception):
@@ -86,7 +87,7 @@ def kept_headers(headers: dict | None) -> dict:
     """What else travels on: tracing and the simulated failure. All other headers stay behind: the
     broker's, CC (it would route a copy elsewhere), values that pika cannot write."""
     headers = headers or {}
-    kept: dict = {name: cut(headers[name], 512) for name in TRACING
+    kept: dict = {name: cut(headers[name], 512) for name in (*TRACING, EDITED)
                   if isinstance(headers.get(name), str)}
     simulated = headers.get("x-simulate")
     if isinstance(simulated, dict) and {type(value) for value in simulated.values()} <= {str, int}:

@@ -360,8 +360,7 @@ def test_a_message_that_fails_again_under_a_slow_clock_is_replayed_once(kit):
 def test_a_replay_includes_what_another_consumer_held_at_its_start(kit):
     made = [dead_letter(kit) for _ in range(10)]
     with kit.channel() as channel:
-        for _ in range(8):
-            channel.basic_get(DLQ)
+        hold(kit, channel, 8)
         running = kit.start(SCRIPT, "--replay", "--json")
         wait_until(lambda: len(running.out) == 2, "the two ready messages", running.text)
     assert running.end() == 0
@@ -373,12 +372,19 @@ def test_a_summary_includes_what_another_consumer_held_at_its_start(kit):
     for _ in range(5):
         dead_letter(kit)
     with kit.channel() as channel:
-        for _ in range(3):
-            channel.basic_get(DLQ)
+        hold(kit, channel, 3)
         running = kit.start(SCRIPT, "--summary")
         wait_until(lambda: kit.depth(DLQ) == 0, "it to hold the two ready messages")
     assert running.end() == 0
     assert running.out[-1] == "total: 5"
+
+
+def hold(kit, channel, count: int) -> None:
+    """Consume some, as a program of somebody else does, and ack none."""
+    channel.basic_qos(prefetch_count=count)
+    channel.basic_consume(DLQ, lambda *_: None)
+    before = kit.depth(DLQ)
+    wait_until(lambda: kit.depth(DLQ) == before - count, "it to hold them")
 
 
 def test_a_replay_during_a_live_view_sends_every_dead_letter_once(kit):

@@ -6,38 +6,108 @@ A consumer of the kit writes its headers (common/retry.py); a dead letter made b
 
 import base64
 import hashlib
+import itertools
+import json
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
 from datetime import datetime
+from functools import cached_property
 
+from pika.exceptions import ChannelClosedByBroker
+
+from common import console
 from common.config import Settings
-from common.events import MalformedEvent, decode, now
+from common.events import Event, MalformedEvent, decode, now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, dead_letter_arguments
-from common.retry import attempt_of, journey_of, replays_of
+from common.retry import EDITED, attempt_of, journey_of, replays_of
 
-PATIENCE_S = 2
+WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch
+PATIENCE_S = 2  # for what another consumer holds: it may return
+ALONE_PATIENCE_S = 0.3  # when there is no other
+TURN = "dead_letter_queue.turn"  # exclusive: who declares it looks, the others wait
+RESOURCE_LOCKED = 405
 REASONS = {"delivery_limit": "el broker lo entregó demasiadas veces sin ack",
            "rejected": "rechazado sin reintento", "expired": "caducó",
            "maxlen": "la cola estaba llena"}
+_NAMES = {queue: name for name, queue in CONSUMERS.items()}
 
 
-@dataclass(frozen=True)
 class DeadLetter:
-    """source_queue is "" if unknown or not the kit's; user is "nombre <email>" or ""."""
+    """A message of the dead letter queue; what it says is read when it is asked for."""
 
-    message_id: str
-    type: str
-    user: str
-    consumer: str
-    source_queue: str
-    error_type: str
-    error_message: str
-    attempts: int
-    replays: int
-    failed_at: str
-    journey: tuple[dict, ...]
-    body: bytes
-    digest: bytes
+    def __init__(self, properties, body: bytes, tag: int = 0):
+        self.properties, self.body, self.tag = properties, body, tag
+        self.headers = properties.headers or {}
+        deaths = self.headers.get("x-death")  # none if a consumer of the kit wrote this message
+        newest = deaths[0] if isinstance(deaths, list) and deaths else {}
+        self._death: dict = newest if isinstance(newest, dict) else {}
+        self.message_id = str(properties.message_id or "")
+
+    @cached_property
+    def _event(self) -> Event | None:
+        try:
+            return decode(self.body)
+        except MalformedEvent:
+            return None
+
+    @property
+    def type(self) -> str:
+        return self._event.type if self._event else "evento inválido"
+
+    @property
+    def user(self) -> str:
+        """`nombre <email>`, or ""."""
+        event = self._event
+        return f"{event.nombre} <{event.email}>" if event and event.email else ""
+
+    @cached_property
+    def source_queue(self) -> str:
+        """"" if it is unknown or not the kit's."""
+        source = self._text("x-source-queue") or str(self._death.get("queue", ""))
+        return source if source in _NAMES else ""
+
+    @property
+    def consumer(self) -> str:
+        return _NAMES.get(self.source_queue, "desconocido")
+
+    @property
+    def error_type(self) -> str:
+        return self._reason or self._text("x-error-type") or "desconocido"
+
+    @property
+    def error_message(self) -> str:
+        return REASONS.get(self._reason, "") if self._reason else self._text("x-error-message")
+
+    @cached_property
+    def failed_at(self) -> str:
+        at = self._death.get("time")  # of the broker, in whole seconds
+        return (at.strftime("%Y-%m-%dT%H:%M:%S.000Z") if isinstance(at, datetime)
+                else self._text("x-failed-at"))
+
+    @property
+    def attempts(self) -> int:
+        return attempt_of(self.headers)
+
+    @property
+    def replays(self) -> int:
+        return replays_of(self.headers)
+
+    @property
+    def edited_at(self) -> str:
+        return self._text(EDITED)
+
+    @property
+    def journey(self) -> list[dict]:
+        return journey_of(self.headers)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The same for one dead letter, however often the broker has delivered it."""
+        told = {name: value for name, value in self.headers.items()
+                if name == "x-death" or not str(name).startswith(("x-delivery-", "x-acquired-"))}
+        text = json.dumps([self.message_id, told], sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode() + self.body).digest()[:16]
 
     def as_json(self) -> dict:
         """body is text, or base64 under body_base64 when it is not UTF-8."""
@@ -45,11 +115,19 @@ class DeadLetter:
                  "source_queue": self.source_queue, "error_type": self.error_type,
                  "error_message": self.error_message, "attempts": self.attempts,
                  "replays": self.replays, "failed_at": self.failed_at,
-                 "journey": list(self.journey)}
+                 "journey": self.journey}
         try:
             return shown | {"body": self.body.decode()}
         except UnicodeDecodeError:
             return shown | {"body_base64": base64.b64encode(self.body).decode()}
+
+    @property
+    def _reason(self) -> str:
+        return str(self._death.get("reason", ""))
+
+    def _text(self, name: str) -> str:
+        value = self.headers.get(name)
+        return value if isinstance(value, str) else ""
 
 
 def declare_dead_letter_queue(connection, settings: Settings) -> None:
@@ -59,70 +137,85 @@ def declare_dead_letter_queue(connection, settings: Settings) -> None:
     channel.close()
 
 
-def look(connection, patience_s: float = PATIENCE_S):
-    """Each dead letter that was there at the start, once: (channel, tag, properties, DeadLetter).
+class DeadLetters:
+    """The dead letters that are there now, each once, while the `with` block lasts; those without
+    an ack return at its end.
 
-    An ack removes it; all others return to the queue at the end. That is when none has come for
-    patience_s, as another view may hold some for a moment. What died meanwhile, perhaps of a
-    replay just made, does not count.
+    wait: for another terminal that looks at them now; without it, there are none to see then.
+    later: how many died after the start, perhaps of a replay just made. They are left alone.
     """
-    channel = connection.channel()
-    started_at, deadline = now(), time.monotonic() + patience_s
-    try:
+
+    def __init__(self, connection, wait: bool = True):
+        self._connection, self._wait, self.later = connection, wait, 0
+        self.sleep = connection.sleep
+        self._inbox: deque[DeadLetter] = deque()
+        self._room = 0  # how many more the broker sends before one has an ack
+
+    def __enter__(self):
+        self._turn = self._take_turn()
+        self._channel = self._connection.channel()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._channel.is_open:
+            for tag in self._channel.consumer_tags:
+                self._channel.basic_cancel(tag)
+            self._channel.basic_nack(0, multiple=True, requeue=True)
+            self._channel.close()
+        if self._turn and self._turn.is_open:
+            self._turn.queue_delete(TURN)
+
+    def basic_ack(self, found: DeadLetter) -> None:
+        """Remove it."""
+        self._channel.basic_ack(found.tag)
+        self._room += 1
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        started_at, later = now(), 0
+        if not self._turn:
+            return
+        others = self._look().consumer_count
+        patience_s = PATIENCE_S if others else ALONE_PATIENCE_S
+        deadline = time.monotonic() + patience_s
+        self._channel.basic_qos(prefetch_count=WINDOW)
         while True:
-            method, properties, body = channel.basic_get(DEAD_LETTER_QUEUE)
-            found = read(properties, body) if method else None
-            if found and not started_at < found.failed_at <= now():
-                yield channel, method.delivery_tag, properties, found
-                deadline = time.monotonic() + patience_s
-            elif time.monotonic() >= deadline:
-                break
-            elif not found:
-                connection.sleep(0.1)
-    finally:
-        if channel.is_open:
-            channel.basic_nack(0, multiple=True, requeue=True)
-    channel.close()
+            if self._room <= 0:  # one more consumer, as the prefetch of one has 16 bits
+                self._room += WINDOW
+                self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
+            self._connection.process_data_events(0.05)
+            while self._inbox:
+                found = self._inbox.popleft()
+                if started_at < found.failed_at <= now():
+                    self.later += 1
+                else:
+                    yield found
+                    deadline = time.monotonic() + patience_s
+            if time.monotonic() > deadline:
+                if self.later > later or not self._look().message_count:
+                    return
+                deadline, later = time.monotonic() + patience_s, self.later
 
+    def _look(self):
+        return self._channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method
 
-def read(properties, body: bytes) -> DeadLetter:
-    headers = properties.headers or {}
-    death = _last_death(headers)
-    reason = str(death.get("reason", ""))
-    source = _text(headers, "x-source-queue") or str(death.get("queue", ""))
-    names = {queue: name for name, queue in CONSUMERS.items()}
-    try:
-        event = decode(body)
-        event_type, user = event.type, f"{event.nombre} <{event.email}>" if event.email else ""
-    except MalformedEvent:
-        event_type, user = "evento inválido", ""
-    failed_at = _text(headers, "x-failed-at")
-    if isinstance(death.get("time"), datetime):  # in whole seconds
-        failed_at = death["time"].strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    return DeadLetter(
-        message_id=str(properties.message_id or ""), type=event_type, user=user,
-        consumer=names.get(source, "desconocido"), source_queue=source if source in names else "",
-        error_type=reason or _text(headers, "x-error-type") or "desconocido",
-        error_message=REASONS.get(reason, "") if reason else _text(headers, "x-error-message"),
-        attempts=attempt_of(headers), replays=replays_of(headers), failed_at=failed_at,
-        journey=tuple(journey_of(headers)), body=body,
-        digest=_digest(properties.message_id, headers, body))
+    def _on_message(self, _channel, method, properties, body) -> None:
+        self._room -= 1
+        self._inbox.append(DeadLetter(properties, body, method.delivery_tag))
 
-
-def _last_death(headers: dict) -> dict:
-    """The broker's newest entry; a consumer of the kit leaves none in a dead letter it writes."""
-    deaths = headers.get("x-death")
-    newest = deaths[0] if isinstance(deaths, list) and deaths else {}
-    return newest if isinstance(newest, dict) else {}
-
-
-def _text(headers: dict, name: str) -> str:
-    value = headers.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _digest(message_id, headers: dict, body: bytes) -> bytes:
-    """The same for one dead letter, however often the broker has delivered it."""
-    told = {name: value for name, value in headers.items()
-            if name == "x-death" or not str(name).startswith(("x-delivery-", "x-acquired-"))}
-    return hashlib.sha256(repr((message_id, told, body)).encode("utf-8", "replace")).digest()[:16]
+    def _take_turn(self):
+        """One terminal looks at a time: two would hide messages from each other. The channel that
+        has the exclusive queue; the broker deletes it with the connection."""
+        for tries in itertools.count(1):
+            channel = self._connection.channel()
+            try:
+                channel.queue_declare(TURN, exclusive=True)
+                return channel
+            except ChannelClosedByBroker as refusal:
+                if refusal.reply_code != RESOURCE_LOCKED:
+                    raise
+            if not self._wait:
+                return None
+            if tries == 10:
+                console.print_line("Otra terminal está con los mensajes fallidos: se espera a que"
+                                   " termine.", "warn")
+            self.sleep(0.2)

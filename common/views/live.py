@@ -13,7 +13,7 @@ from common.config import Settings
 from common.connection import backoff_s, connect
 from common.exchange import DEAD_LETTER_QUEUE
 from common.problems import BrokerUnavailable
-from common.views.dead_letters import DeadLetter, declare_dead_letter_queue, look
+from common.views.dead_letters import DeadLetter, DeadLetters, declare_dead_letter_queue
 from common.views.status import depth
 
 POLL_S = 1
@@ -102,14 +102,15 @@ class Watcher(View):
     def _look(self, connection) -> int:
         """Show what is new; how many there are."""
         seen: Counter = Counter()
-        for *_, found in look(connection, patience_s=0):
-            if self.done():
-                break
-            seen[found.digest] += 1
-            if seen[found.digest] > self.shown[found.digest] and self._wanted(found):
-                self.shown[found.digest] += 1
-                self._new_at = time.monotonic()
-                self._show(found, self.shown.total())
+        with DeadLetters(connection, wait=False) as dead_letters:
+            for found in dead_letters:
+                if self.done():
+                    break
+                seen[found.digest] += 1
+                if seen[found.digest] > self.shown[found.digest] and self._wanted(found):
+                    self.shown[found.digest] += 1
+                    self._new_at = time.monotonic()
+                    self._show(found, self.shown.total())
         return seen.total()
 
 
@@ -138,6 +139,7 @@ def lines(found: DeadLetter, number: int) -> list[str]:
     error = console.paint(clean(f"{found.error_type}: {found.error_message}"), "error")
     title = f"mensaje fallido {number} · {found.consumer} · {clean(found.type)}"
     replays = f", reenvíos {found.replays}" if found.replays else ""
+    replays += f", corregido {_local(found.edited_at):%d/%m %H:%M:%S}" if found.edited_at else ""
     return [f"{console.paint(title, 'bold')} · id {console.short(found.message_id)}",
             *([f"  usuario   {clean(found.user)}"] if found.user else []),
             f"  error     {error}", f"  intentos  {found.attempts}{replays}",
@@ -145,7 +147,7 @@ def lines(found: DeadLetter, number: int) -> list[str]:
               for index, line in enumerate(_timeline(found.journey)))]
 
 
-def _timeline(journey: tuple[dict, ...]) -> list[str]:
+def _timeline(journey: list[dict]) -> list[str]:
     """A line for each failed attempt, and between two where the event waited, and how long."""
     shown = []
     for stop, following in itertools.zip_longest(journey, journey[1:]):

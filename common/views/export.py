@@ -1,0 +1,78 @@
+"""Dead letters as a file, one JSON object a line: written, and read again when it was edited."""
+
+import base64
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from common import console
+from common.config import KitError
+from common.events import MalformedEvent, decode
+from common.views.dead_letters import DeadLetter
+
+
+class ExportError(KitError):
+    """The file cannot be written, or it is there already."""
+
+    exit_code = 78
+
+
+class EditError(KitError):
+    """What was edited is no event."""
+
+    exit_code = 65
+
+
+def key_of(found: DeadLetter) -> tuple[str, str, str]:
+    """What a line of the file has of its dead letter, and no other dead letter has."""
+    return found.message_id, found.consumer, found.failed_at
+
+
+def write(target: Path, letters: Iterable[DeadLetter]) -> int:
+    """Write all, or leave no file behind; how many. Raises ExportError."""
+    draft, number = Path(f"{target}.tmp"), 0
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            for found in letters:
+                file.write(json.dumps(found.as_json(), default=str, ensure_ascii=False) + "\n")
+                number += 1
+        draft.replace(target)
+    except OSError as error:
+        raise ExportError(f"No se puede escribir {target} ({console.reason(error)}):"
+                          " elige otra carpeta o libera espacio.") from None
+    finally:
+        if os.path.lexists(draft):
+            draft.unlink()
+    return number
+
+
+def read(file: Path) -> dict[tuple[str, str, str], bytes]:
+    """The bodies, edited or not, by key_of(). Raises EditError: then nothing may be replayed."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = console.reason(error) if isinstance(error, OSError) else "no es texto UTF-8"
+        raise EditError(f"No se puede leer {file} ({why}): da el archivo que creó --export.") \
+            from None
+    bodies = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                key, body = _parsed(line)
+            except (MalformedEvent, ValueError, KeyError, TypeError, AttributeError) as error:
+                why = str(error) if isinstance(error, MalformedEvent) else "no es de --export"
+                raise EditError(f"La línea {number} de {file} no vale: {why}. No se ha reenviado"
+                                " nada: corrígela o quítala.") from None
+            bodies[key] = body
+    return bodies
+
+
+def _parsed(line: str) -> tuple[tuple[str, str, str], bytes]:
+    fields = json.loads(line)
+    key = fields["id"], fields["consumer"], fields["failed_at"]
+    body = (base64.b64decode(fields["body_base64"], validate=True) if "body_base64" in fields
+            else fields["body"].encode())
+    if decode(body).id != str(key[0]).lower():
+        raise MalformedEvent("el id del cuerpo no es el del mensaje, y no se cambia")
+    return key, body
