@@ -1,6 +1,7 @@
-"""Muestra los mensajes fallidos: qué era, su usuario, el error y su historial.
+"""Muestra los mensajes fallidos: su usuario, el error y su historial.
 
   python dead_letter_consumer.py              mira, en vivo; no quita nada
+  python dead_letter_consumer.py --full       lo mismo, con su historial
   python dead_letter_consumer.py --summary    cuántos por error y consumidor
   python dead_letter_consumer.py --export fallidos.jsonl    guarda una copia
   python dead_letter_consumer.py --replay     los reenvía a su cola
@@ -62,10 +63,12 @@ def replay(connection, options):
                 outcome = "refused"
         count(counts, found, outcome)
         hopeless += found.error_message.startswith(ALWAYS)
+    code = closing(counts)
     if hopeless:
-        console.print_line(f"De estos, volverán aquí: {hopeless}. Bórralos con"
-                           f' --discard --error "{ALWAYS}".', "warn")
-    return closing(counts)
+        console.print_line(
+            f"De estos, fallan siempre y volverán aquí: {hopeless}. Bórralos con"
+            f' --discard --error "{ALWAYS}", o reenvía uno con --id.', "warn")
+    return code
 
 
 def discard(connection, options):

@@ -133,7 +133,7 @@ def test_a_replay_names_the_filter_for_simulated_failures_that_come_back(kit):
     mended = dead_letter(kit, "loyalty")
     shown = kit.run_ok(SCRIPT, "--replay", "--dry-run").stdout
     words = '--discard --error "falla siempre"'
-    assert f"volverán aquí: 1. Bórralos con {words}." in shown
+    assert f"volverán aquí: 1. Bórralos con {words}, o reenvía uno con --id.\n" in shown
     kit.run_ok(SCRIPT, "--discard", "--yes", "--error", "falla siempre")
     assert ids(kit.run_ok(SCRIPT, "--json", "--limit", "1")) == [mended]
     assert words not in kit.run_ok(SCRIPT, "--replay").stdout
