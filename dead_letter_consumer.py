@@ -66,7 +66,7 @@ def replay(connection, options):
     code = closing(counts)
     if hopeless:
         console.print_line(
-            f"De estos, fallan siempre y volverán aquí: {hopeless}. Bórralos con"
+            f"Fallan siempre, y volverán aquí: {hopeless}. Bórralos con"
             f' --discard --error "{ALWAYS}", o reenvía uno con --id.', "warn")
     return code
 
