@@ -1,6 +1,7 @@
-"""Muestra los mensajes fallidos: qué era, su usuario, el error y su historial.
+"""Muestra los mensajes fallidos: su usuario, el error y su historial.
 
   python dead_letter_consumer.py              mira, en vivo; no quita nada
+  python dead_letter_consumer.py --full       lo mismo, con su historial
   python dead_letter_consumer.py --summary    cuántos por error y consumidor
   python dead_letter_consumer.py --export fallidos.jsonl    guarda una copia
   python dead_letter_consumer.py --replay     los reenvía a su cola
@@ -76,10 +77,12 @@ def replay(dead_letters, settings, options):
             settle(0)
     for message_id, consumer, _ in edited or ():  # those found have left it
         outcomes.add(message_id, consumer, "gone")
+    code = outcomes.close(dead_letters.later)
     if hopeless:
-        console.print_line(f"De estos, volverán aquí: {hopeless}. Bórralos con"
-                           f' --discard --error "{ALWAYS}".', "warn")
-    return outcomes.close(dead_letters.later)
+        console.print_line(
+            f"Fallan siempre, y volverán aquí: {hopeless}. Bórralos con"
+            f' --discard --error "{ALWAYS}", o reenvía uno con --id.', "warn")
+    return code
 
 
 def why_not(found, options):

@@ -63,8 +63,7 @@ def address(options):
 def main(argv=None):
     options = parsed(argv)
     names: dict[str, str] = {}
-    tally = Tally(options, "returned" if options.mode == "unroutable"
-                  else "confirmed")
+    tally = Tally(options)
     with tally, confirmed_channel(
             cli.settings(options), options.timeout) as channel:
         tally.channel = channel
@@ -73,7 +72,7 @@ def main(argv=None):
     if options.mode in ("transient", "permanent"):
         console.print_notice(
             "Fallan siempre, también si se reenvían. Bórralos al final: python"
-            f" dead_letter_consumer.py --discard --error \"{ALWAYS}\"")
+            f' dead_letter_consumer.py --discard --error "{ALWAYS}"')
     return tally.exit_code()
 
 

@@ -234,7 +234,7 @@ def run(main: Callable[[], int | None]) -> None:
             code = main() or EXIT_OK
         except SystemExit as end:  # argparse, after --help
             code = end.code  # type: ignore[assignment]  # the kit exits with numbers alone
-        console.flush()
+        console.print_json()  # of no records: flushes stdout
     except config.KitError as error:
         if isinstance(error, console.OutputError):
             _discard_stdout()

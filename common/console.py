@@ -74,9 +74,7 @@ def width(stream) -> int | None:
 def _wrapped(text: str, stream) -> str:
     """The text, its long lines broken between words at the width of the terminal."""
     columns = width(stream)
-    if not columns or len(text) <= columns:
-        return text
-    return "\n".join(
+    return text if not columns else "\n".join(
         line if len(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line)) <= columns else textwrap.fill(
             line, columns, break_long_words=False, break_on_hyphens=False,
             subsequent_indent=" " * (len(line) - len(line.lstrip())))
@@ -112,7 +110,7 @@ def print_error(text: str) -> None:
 
 
 def print_json(*records: dict) -> None:
-    """Print each object as one line on stdout; ASCII, whatever the console's encoding is."""
+    """Print each object as one line on stdout, in ASCII, behind what is left in its buffer."""
     _write(sys.stdout, "".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -148,11 +146,6 @@ def print_report(db, report: Callable, draw: Callable) -> None:
         return print_json(report(db))
     for line in draw(db):
         print_line(line)
-
-
-def flush() -> None:
-    """Write what others have left in stdout's buffer. Raises as print_line does."""
-    _write(sys.stdout, "")
 
 
 def _write(stream, text: str) -> None:

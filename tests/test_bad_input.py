@@ -66,6 +66,12 @@ def assert_refused(result, code: int, *words: str) -> str:
         ("hola", "no se conoce hola"), ("--coun 3", "no se conoce --coun"),
         (f"--ulr amqp://juan:{SECRET}@h", "amqp://juan@h"))),
     (PUBLISHER, "--lev 1 --nombre J --email j@e.co", "no se conoce --lev"),
+    *((PUBLISHER, f"{dash}level 1 --nombre J --email j@e.co", f"{dash}level se escribe --level")
+      for dash in ("-", "\u2013", "\u2014", "\u2010", "\u2013\u2013")),
+    (SETUP, "\u2013show=text", "\u2013show=text se escribe --show"),
+    *((PUBLISHER, f"--level 1 --email j@e.co --nombre {nombre}", "escríbelas rectas")
+      for nombre in ("“Juan”", "“Juan Pérez”", "«Juan»", "\u2018Juan\u2019")),
+    (PUBLISHER, "--level 1 --nombre J --email=“j@e.co”", "escríbelas rectas"),
     (EMAIL, "--prefetch 0", "de 1 a 10000"), (EMAIL, "--prefetch 10001", "de 1 a 10000"),
     (EMAIL, "--limit 0", "--limit:"), (EMAIL, "--idle-timeout 0", "--idle-timeout:"),
     (EMAIL, "--eph", "no se conoce"), (SETUP, "--yes", "--yes y --force van con --reset"),
@@ -447,6 +453,8 @@ FULL = Path("/dev/full")
     (SETUP, ("--watch",))])
 def test_an_output_on_a_full_disk_is_one_sentence(kit, script, flags):
     kit.run_ok(SETUP)
+    kit.state.mkdir()
+    (kit.state / "email.db").touch()  # else a report says that there is nothing yet
     for queue in ("email_queue", "dead_letter_queue"):
         kit.publish_event(queue=queue)
     with FULL.open("w") as full:

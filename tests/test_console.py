@@ -3,10 +3,12 @@
 import io
 import json
 import sys
+from argparse import Namespace
 
 import pytest
 
 from common import console
+from common.views import tally
 
 
 class Terminal(io.StringIO):
@@ -49,6 +51,47 @@ def test_only_a_terminal_gets_colour(monkeypatch):
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
     assert console.paint("hecho", "ok", Terminal()) == "hecho"
+
+
+SENTENCE = "El broker no está en \x1b[1mlocalhost:5672\x1b[0m: arráncalo y vuelve a probar."
+
+
+def printed(stream, monkeypatch, text: str) -> str:
+    """What print_line() writes on a stream of 40 columns."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.print_line(text)
+    return stream.getvalue()
+
+
+def test_on_a_terminal_a_long_line_breaks_between_words_and_keeps_its_indent(monkeypatch):
+    shown = printed(Terminal(), monkeypatch, f"corta\n    {SENTENCE}")
+    first, *rest = shown.splitlines()
+    assert first == "corta" and len(rest) == 3
+    assert all(line.startswith("    ") and len(line) <= 40 for line in rest)
+    assert " ".join(line.strip() for line in rest) == SENTENCE
+
+
+@pytest.mark.parametrize("text", ["x" * 200, f"\x1b[1m{'ab ' * 13}\x1b[0m"])
+def test_a_word_without_an_end_and_a_line_that_fits_but_for_its_colour_stay_whole(monkeypatch,
+                                                                                  text):
+    assert printed(Terminal(), monkeypatch, text) == f"{text}\n"
+
+
+def test_in_a_pipe_and_with_json_no_line_is_broken(monkeypatch):
+    assert printed(io.StringIO(), monkeypatch, SENTENCE) == f"{SENTENCE}\n"
+    monkeypatch.setattr(console, "json_mode", True)
+    errors = Terminal()
+    monkeypatch.setattr(sys, "stderr", errors)
+    console.print_error(SENTENCE.replace("\x1b[1m", "").replace("\x1b[0m", ""))
+    assert errors.getvalue().count("\n") == 1
+
+
+def test_a_line_covers_the_progress_before_it(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(tally, "PROGRESS_S", -1)
+    tally.Tally(Namespace(count=10**9, level=3)).add("x", "confirmed")
+    assert sys.stderr.getvalue() == "1 de 1000000000 …\r"
 
 
 def test_with_json_data_goes_to_stdout_and_text_to_stderr(capsys, monkeypatch):

@@ -17,7 +17,7 @@ from email.utils import format_datetime
 import pika
 import pytest
 
-from common import events, exchange, publishing
+from common import cli, config, events, exchange, publishing
 from tests.conftest import wait_until
 
 EMAIL, LOYALTY = "email_consumer_simple.py", "loyalty_consumer_simple.py"
@@ -65,16 +65,18 @@ def leave_redelivered(kit, queue: str) -> None:
 
 
 @pytest.mark.parametrize("name, words", [
-    ("email", "correo enviado a zoe@eco.com"), ("loyalty", "lealtad activada para Zoë 🎉"),
+    ("email", "correo enviado a zoe.fernandez@eco.com"),
+    ("loyalty", "lealtad activada para Zoë Hernández García"),
     ("analytics", "contado: UsuarioCreado, eco.com")])
 def test_each_event_prints_one_line_with_time_result_id_and_attempt(kit, name, words):
     declare(kit)
-    event = kit.publish_event(events.user_created("Zoë 🎉", "zoe@eco.com"))
+    event = kit.publish_event(events.user_created("Zoë Hernández García", "zoe.fernandez@eco.com"))
     shown = kit.run_ok(SCRIPTS[name], "--limit", "1").stdout.splitlines()
     lines = [line for line in shown if event.id[-8:] in line]
     assert len(lines) == 1
     assert re.fullmatch(rf"\d\d:\d\d:\d\d {re.escape(words)}.* · id {event.id[-8:]}"
                         r" · intento 1", lines[0])
+    assert len(lines[0]) < 80
     assert shown[-1] == f"{name}: procesados 1."
 
 
@@ -200,12 +202,32 @@ def test_a_report_is_read_from_disk_without_a_broker(kit):
     assert len(bars[0]) == 3 * len(bars[1])
 
 
-def test_a_report_before_the_first_event_is_all_zeros(kit):
+def test_a_report_before_the_first_event_is_all_zeros_and_creates_no_file(kit):
     kit = kit.using(url=NO_BROKER)
+    kit.state.mkdir()
     assert kit.report(EMAIL) == {"emails": 0}
     assert kit.report(LOYALTY) == {"accounts": 0, "points": 0}
     assert kit.report(ANALYTICS) == {"events": 0, "by_type": {}, "by_day": {}, "by_domain": {}}
-    assert kit.run_ok(ANALYTICS, "--report").stdout.startswith("eventos contados: 0\n")
+    nothing, counted, *_ = kit.run_ok(ANALYTICS, "--report").stdout.splitlines()
+    assert nothing.startswith(f"Todavía no hay nada en {kit.state / 'analytics.db'}: ")
+    assert counted == "eventos contados: 0"
+    assert list(kit.state.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS.values())
+def test_a_report_of_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit, script):
+    result = kit.run(script, "--report", "--state-dir", "nope")
+    assert (result.returncode, result.stdout) == (78, "")
+    folder = kit.state.parent / "nope"
+    assert result.stderr.startswith(f"No hay nada que mostrar: la carpeta {folder} no existe. ")
+    assert not folder.exists()
+
+
+def test_a_report_before_the_default_folder_is_there_is_no_mistake(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    monkeypatch.delenv("STATE_DIR", raising=False)
+    assert cli.state_dir(cli.consumer_options("", ["--report"]), "email") is None
+    assert "Todavía no hay nada" in capsys.readouterr().out
 
 
 def test_each_email_is_a_row_with_its_event_its_recipient_and_a_complete_message(kit):

@@ -11,7 +11,7 @@ from collections import Counter
 import pika
 import pytest
 
-from common import cli, events, exchange, publishing, retry
+from common import cli, console, events, exchange, publishing, retry, simulation
 from common.views import dead_letters, live
 from tests.conftest import ROOT, WAIT_S, wait_until
 
@@ -76,14 +76,15 @@ def test_the_live_view_shows_each_dead_letter_once_and_removes_none(kit):
 
 def test_a_dead_letter_is_shown_with_user_error_attempts_and_history(kit):
     event_id = dead_letter(kit, "loyalty", ValueError("sin \x1b[2J saldo"), {"x-replays": 2})
-    shown = kit.run_ok(SCRIPT, "--limit", "1").stdout
-    assert f"mensaje fallido 1 · loyalty · UsuarioCreado · evento {event_id[-8:]}\n" in shown
+    shown = kit.run_ok(SCRIPT, "--limit", "1", "--full").stdout
+    assert f"mensaje fallido 1 · loyalty · UsuarioCreado · id {event_id[-8:]}\n" in shown
     assert "Zoë Ñandú <zoe@eco.com>" in shown and "ValueError: sin \ufffd[2J saldo" in shown
     assert "intentos  2, reenvíos 2" in shown
     assert re.search(r"  historial \d\d:\d\d:\d\d  ✘ intento 1\n"
                      r" {15}│ +0\.\d s en loyalty_queue\.retry\.300ms\n"
                      r" {12}\d\d:\d\d:\d\d  ✘ intento 2 → dead_letter_queue\n", shown)
     assert "\x1b" not in shown
+    assert kit.run_ok(SCRIPT, "--limit", "1", "--id", event_id[-8:]).stdout == shown
     kit.wait_for_depth(DLQ, 1)
 
 
@@ -109,6 +110,33 @@ def test_a_history_with_invalid_times_is_still_drawn(failed_at, zone):
         [first] = [index for index, line in enumerate(lines) if line.startswith("  historial ")]
         assert len(lines) - first == 2 * len(journey) - 1
         assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize("replays", [0, 1])
+def test_a_dead_letter_is_one_line_that_a_terminal_of_80_columns_holds(monkeypatch, replays):
+    event = events.user_created("Ana Prueba 4071", "ana4071@eco.com")
+    headers = {"x-failed-at": events.now(), "x-attempt": 4, "x-source-queue": "analytics_queue",
+               "x-error-type": "SimulatedFailure", "x-error-message": simulation.ALWAYS,
+               "x-replays": replays}
+    properties = pika.BasicProperties(message_id=event.id, headers=headers)
+    found = dead_letters.read(properties, events.encode(event))
+    whole = live.one_line(found)
+    start = f" {event.id[-8:]} Ana Prueba 4071 analytics  ×4 "
+    assert whole[8:] == start + replays * "reenvíos 1 · " + "SimulatedFailure: falla siempre"
+    monkeypatch.setattr(console, "width", lambda _: 80)
+    assert live.one_line(found) == (whole if not replays else f"{whole[:78]}…")
+
+
+def test_a_replay_names_the_filter_for_simulated_failures_that_come_back(kit):
+    kit.run_ok("simulate_fail_publisher.py", "--mode", "permanent", "--consumer", "email")
+    kit.run_ok("email_consumer_simple.py", "--limit", "1")
+    mended = dead_letter(kit, "loyalty")
+    shown = kit.run_ok(SCRIPT, "--replay", "--dry-run").stdout
+    words = '--discard --error "falla siempre"'
+    assert f"volverán aquí: 1. Bórralos con {words}, o reenvía uno con --id.\n" in shown
+    kit.run_ok(SCRIPT, "--discard", "--yes", "--error", "falla siempre")
+    assert ids(kit.run_ok(SCRIPT, "--json", "--limit", "1")) == [mended]
+    assert words not in kit.run_ok(SCRIPT, "--replay").stdout
 
 
 def test_json_output_has_one_object_per_dead_letter(kit):
@@ -181,7 +209,7 @@ def test_the_view_waits_for_the_first_dead_letter(kit):
     view = kit.start(SCRIPT)
     view.wait_for("Mirando dead_letter_queue")
     dead_letter(kit)
-    view.wait_for("mensaje fallido 1 · email")
+    view.wait_for(" Zoë Ñandú       email      ×2 OSError: sin red")
     assert view.interrupt() == 0
     kit.wait_for_depth(DLQ, 1)
 

@@ -1,6 +1,7 @@
 """The outbox of level 3: written before sending, deleted on confirm, sent again by --resume."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -144,6 +145,25 @@ def test_a_publisher_reports_only_its_own_events_as_unconfirmed(offline_kit, out
     result = offline_kit.run(PUBLISHER, "--resume", "--timeout", "1", "--json")
     assert "Eventos sin confirmar: 5." in result.stderr  # a resumed event is its own, too
     assert ids_of(result) == left
+
+
+def test_after_ctrl_c_the_account_adds_up_and_names_what_the_outbox_has(kit, outbox):
+    """Answers under way, and a full queue that nacks: no answer is counted twice or forgotten."""
+    kit.run_ok("setup_queues.py")
+    with kit.channel() as channel:
+        channel.queue_declare("full", durable=True, arguments={
+            "x-max-length": 50, "x-overflow": "reject-publish"})
+        channel.queue_bind("full", "user_events")
+    running = kit.start(PUBLISHER, *USER, "--count", "5000", "--rate", "200")
+    wait_until(lambda: kit.depth("full") == 50 and outbox.count() > 100, "some that are refused",
+               running.text)
+    assert running.interrupt() == 130
+    sent, confirmed, returned, refused, silent = map(int, re.findall(
+        r" (\d+)", " ".join(running.wait_for("enviados ")).partition(" ·")[0]))
+    assert confirmed > 0 and refused > 0 and returned == 0
+    assert sent == confirmed + refused + silent
+    assert outbox.count() == refused + silent
+    running.wait_for(f"Eventos sin confirmar: {refused + silent}. ")
 
 
 def test_resume_sends_the_stored_bytes(kit, outbox):

@@ -135,13 +135,12 @@ def one_line(found: DeadLetter) -> str:
 
 def lines(found: DeadLetter, number: int) -> list[str]:
     """It for people, with its history as a timeline."""
-    clean = console.clean
-    error = console.paint(clean(f"{found.error_type}: {found.error_message}"), "error")
-    title = f"mensaje fallido {number} · {found.consumer} · {clean(found.type)}"
+    error = console.paint(console.clean(f"{found.error_type}: {found.error_message}"), "error")
+    title = console.clean(f"mensaje fallido {number} · {found.consumer} · {found.type}")
     replays = f", reenvíos {found.replays}" if found.replays else ""
     replays += f", corregido {_local(found.edited_at):%d/%m %H:%M:%S}" if found.edited_at else ""
     return [f"{console.paint(title, 'bold')} · id {console.short(found.message_id)}",
-            *([f"  usuario   {clean(found.user)}"] if found.user else []),
+            *([f"  usuario   {console.clean(found.user)}"] if found.user else []),
             f"  error     {error}", f"  intentos  {found.attempts}{replays}",
             *(f"  {'' if index else 'historial':9} {line}"
               for index, line in enumerate(_timeline(found.journey)))]

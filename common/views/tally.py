@@ -21,15 +21,15 @@ WORDS = {
 
 
 class Tally:
-    """options: of a publisher. wanted: what is no failure. channel, outbox: set at level 3."""
+    """options: of a publisher. channel, outbox: set at level 3."""
 
-    def __init__(self, options, wanted="confirmed"):
-        self.options, self.wanted, self.counts = options, wanted, Counter[str]()
+    def __init__(self, options):
+        self.options, self.counts = options, Counter[str]()
         self._kind = {key: vars(options)[key] for key in ("level", "mode") if key in options}
+        self.wanted = "returned" if self._kind.get("mode") == "unroutable" else "confirmed"
         self.channel = self.outbox = None
-        self._broke_off = False
+        self._broke_off, self._is_terminal = False, sys.stderr.isatty()
         self._started_at = self._shown_at = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
 
     @property
     def gave_up(self) -> bool:
@@ -47,8 +47,8 @@ class Tally:
                 console.paint(words, colour), f"id {console.short(event_id)}", *notes))))
         if many and self._is_terminal and time.monotonic() - self._shown_at > PROGRESS_S:
             self._shown_at = time.monotonic()
-            print(f"{self.counts.total()} de {self.options.count} …", end="\r", file=sys.stderr,
-                  flush=True)  # any line is longer, and covers it
+            shown = f"{self.counts.total()} de {self.options.count} …"
+            print(shown, end="\r", file=sys.stderr, flush=True)  # any line is longer: it covers it
 
     def __enter__(self):
         return self
