@@ -88,7 +88,8 @@ def print_notice(text: str) -> None:
 def print_error(text: str) -> None:
     """Print a line that says what went wrong and what to do; nobody hears it if stderr is gone."""
     with suppress(OutputError, BrokenPipeError):
-        _write(sys.stderr, paint(clean(text), "error", sys.stderr) + "\n")
+        shown = "\n".join(map(clean, text.splitlines()))
+        _write(sys.stderr, paint(shown, "error", sys.stderr) + "\n")
 
 
 def print_json(*records: dict) -> None:
