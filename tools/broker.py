@@ -96,7 +96,7 @@ def _use_private_node(stack: ExitStack, yes: bool) -> str:
     require_server(yes)
     console.print_line(STARTING)
     node = stack.enter_context(new_node(Path(tempfile.mkdtemp(prefix="kit-broker-"))))
-    console.print_line(f"Broker: un nodo privado, solo para esto, en {node.url}")
+    console.print_line(f"Broker: un nodo privado, solo para esto, {node.url}")
     return node.url
 
 
