@@ -117,7 +117,7 @@ def how_to_start_a_broker() -> str:
             if node:
                 node.check_ports()
         except PortTaken as error:
-            return str(error).rstrip(".")
+            return str(error).rstrip(".").replace("Otro", "otro", 1)
         return "RabbitMQ está instalado: arráncalo con python kit.py broker up"
     if taken:
         return f"hay Docker y {taken}: cierra ese programa, y después python kit.py broker up"

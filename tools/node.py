@@ -256,6 +256,10 @@ class Node:
             f"management.tcp.port = {self.management_port}\n"
             # The default of 512 MiB is too much for a laptop that runs tests.
             "raft.wal_max_size_bytes = 67108864\n" + self._configuration, encoding="utf-8")
+        # In rabbitmq.conf a password could not have every character.
+        (self.folder / "advanced.config").write_text(
+            f"[{{rabbit, [{{default_user, {_erlang(self._user)}}},"
+            f" {{default_pass, {_erlang(self._password)}}}]}}].\n", encoding="utf-8")
 
     def _environment(self) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items()
@@ -266,14 +270,13 @@ class Node:
             "RABBITMQ_NODENAME": f"{self.name}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DEFAULT_USER": self._user,
-            "RABBITMQ_DEFAULT_PASS": self._password,
             "RABBITMQ_DIST_PORT": str(self._ports["distribution"]),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
             "RABBITMQ_LOG_BASE": str(folder),
             "RABBITMQ_LOGS": str(folder / "broker.log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "not-there.conf"),
             "ERL_EPMD_PORT": str(self._ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -380,6 +383,11 @@ def _process_exists(pid_file: Path) -> bool:
         return False
     # In a container whose process 1 does not reap children, an ended node stays as a zombie.
     return ") Z " not in _read(Path(f"/proc/{pid}/stat"))
+
+
+def _erlang(text: str) -> str:
+    """The text's bytes in UTF-8, as Erlang writes them."""
+    return f"<<{','.join(map(str, text.encode()))}>>"
 
 
 def _server() -> Path:
