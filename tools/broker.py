@@ -164,8 +164,8 @@ def compose_up() -> bool:
     compose_down()
     # Only now: a container that was still starting had these ports itself.
     taken = taken_compose_port()
-    console.print_error(f"Docker no arrancó el broker: {taken}. Cierra ese programa y repite la"
-                        " orden." if taken else
+    console.print_error(f"Docker no arrancó el broker: {taken}. Ciérralo para usar el de Docker;"
+                        " mientras tanto se busca otro broker." if taken else
                         f"docker compose up -d --wait no funcionó:\n{failure}")
     return False
 

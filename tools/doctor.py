@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from common import cli, config, console
 from tools import environment
-from tools.command import accepts, docker_problem, taken_compose_port
+from tools.command import NO_COMPOSE, accepts, docker_problem, taken_compose_port
 from tools.install import has_apt, has_brew
 from tools.node import PortTaken, answers_amqp, find_server, host_and_port, kept_node
 
@@ -111,16 +111,18 @@ def how_to_start_a_broker() -> str:
     taken = None if problem else taken_compose_port()
     if not problem and not taken:
         return "hay Docker: arráncalo con python kit.py broker up"
-    node = kept_node()
+    obstacle = f"hay Docker y {taken}: ciérralo" if taken else problem
     if find_server():
+        node = kept_node()
         try:
             if node:
                 node.check_ports()
         except PortTaken as error:
             return str(error).rstrip(".").replace("Otro", "otro", 1)
-        return "RabbitMQ está instalado: arráncalo con python kit.py broker up"
-    if taken:
-        return f"hay Docker y {taken}: cierra ese programa, y después python kit.py broker up"
+        alternative = "RabbitMQ está instalado: arráncalo con python kit.py broker up"
+        return f"{obstacle}; o {alternative}" if taken or problem == NO_COMPOSE else alternative
+    if taken or problem == NO_COMPOSE:
+        return f"{obstacle}; después, python kit.py broker up"
     if shutil.which("docker"):
         return str(problem)
     if has_apt() or has_brew():
