@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -57,6 +58,9 @@ def read(screen) -> bytes:
 
 
 def press_enter(process, screen) -> None:
+    """Twice: the second comes while the act plays, and leads nowhere."""
+    screen.write(b"\n")
+    time.sleep(0.2)
     screen.write(b"\n")
 
 

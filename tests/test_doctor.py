@@ -10,7 +10,7 @@ import pytest
 
 from common import config
 from tests.conftest import ROOT, Kit
-from tools import broker, node, service
+from tools import broker, command, doctor, node, service
 from tools.command import NO_COMPOSE
 from tools.node import Node, NodeError, PortTaken, answers_amqp, free_port, new_node
 
@@ -52,16 +52,58 @@ def test_a_missing_broker_is_reported_with_a_way_to_start_one(offline_kit):
 
 
 @pytest.fixture
-def docker_without_compose(tmp_path, monkeypatch):
-    """Put a docker in front of the PATH that knows no compose, as Debian's docker.io (POSIX)."""
+def docker(tmp_path, monkeypatch):
+    """Return a function that puts a docker in front of the PATH: a shell script (POSIX)."""
     if os.name == "nt":
         pytest.skip("a shell script stands in for docker")
     fake = tmp_path / "bin" / "docker"
     fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\n[ \"$1\" = info ] && exit 0\n"
-                    "echo \"unknown shorthand flag: 'd' in -d\"\nexit 125\n", encoding="utf-8")
-    fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+
+    def install(script: str) -> None:
+        fake.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        fake.chmod(0o755)
+
+    return install
+
+
+@pytest.fixture
+def docker_without_compose(docker):
+    """As Debian's package docker.io."""
+    docker("[ $1 = info ] && exit 0; echo \"unknown shorthand flag: 'd' in -d\"; exit 125")
+
+
+@pytest.fixture
+def failing_docker(docker, monkeypatch):
+    """Its `compose up` fails with two lines."""
+    docker('case "$*" in *" up "*) echo one; echo two; exit 1;; esac')
+    monkeypatch.setattr(broker, "AMQP_PORT", free_port())
+    monkeypatch.setattr(command, "COMPOSE_PORTS", {free_port(): "AMQP"})
+
+
+def test_what_docker_compose_says_is_shown_line_by_line(failing_docker, capsys):
+    assert broker.compose_up() is False
+    assert "no funcionó:\n  one\n  two\n" in capsys.readouterr().err
+
+
+def test_a_taken_port_of_docker_compose_is_named_and_docker_no_longer_advised(
+        failing_docker, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setattr(command, "COMPOSE_PORTS", {port: "página de gestión"})
+        assert broker.compose_up() is False
+        assert f"otro programa usa el puerto {port} (página de" in capsys.readouterr().err
+        advice = doctor.how_to_start_a_broker.__wrapped__()
+    assert f"otro programa usa el puerto {port} (página de gestión)" in advice
+    assert doctor.how_to_start_a_broker.__wrapped__().startswith("hay Docker: arráncalo")
+
+
+@pytest.mark.parametrize("url", ["http://localhost:15672/#/",
+                                 f"amqp://guest:{SECRET}@127.0.0.1:15672/%2F"])
+def test_the_port_of_the_management_page_is_recognized(offline_kit, url):
+    shown = run_doctor(offline_kit.using(url=url), 1)
+    assert "✘ RABBITMQ_URL lleva el puerto de la página de gestión, 15672" in shown
+    assert "5672;" in shown
 
 
 def test_docker_without_compose_is_reported(offline_kit, docker_without_compose):
@@ -140,9 +182,9 @@ def test_every_broker_of_the_kit_has_the_user_of_env_example_which_is_the_defaul
         assert f"${{RABBITMQ_PASSWORD:-{password}}}" in text
 
 
-@pytest.mark.parametrize("login", ["guest:guest", "espa%C3%B1ol:contrase%C3%B1a%23%20%22"])
 def test_broker_up_without_compose_starts_a_node_that_the_scripts_find(
-        login, server, own_state, docker_without_compose, tmp_path, monkeypatch, capsys):
+        server, own_state, docker_without_compose, tmp_path, monkeypatch, capsys):
+    login = "espa%C3%B1ol:contrase%C3%B1a%23%20%22"
     kit = Kit(f"amqp://{login}@127.0.0.1:{free_port()}/%2F", tmp_path / "state")
     monkeypatch.setenv("RABBITMQ_URL", kit.url)
     try:

@@ -106,6 +106,7 @@ class DemoRunner:
     def act(self, title: str, look_at: str) -> None:
         """Begin an act, after a pause."""
         if self._acts and self._pauses:
+            _forget_what_was_typed()
             console.print_line("\nEnter: el acto siguiente. Ctrl-C: terminar. ", end="")
             try:
                 sys.stdin.readline()
@@ -158,6 +159,19 @@ class DemoRunner:
             time.sleep(POLL_S)
             actual = look()
         self.check(what, expected, actual, shown)
+
+
+def _forget_what_was_typed() -> None:
+    """Or an Enter pressed while an act was playing would skip the pause after it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        while msvcrt.kbhit():
+            msvcrt.getch()
+    else:
+        import termios
+
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def _colour(text: str, code: str) -> str:
