@@ -20,7 +20,7 @@ CHECK_TIMEOUT_S = 20
 POLL_S = 0.1
 COLOURS = ("38;5;31", "38;5;133", "38;5;130", "38;5;63", "38;5;28", "38;5;37", "38;5;168")
 NAME_WIDTH = 9
-CLOCK = re.compile(r"\d\d:\d\d:\d\d ")
+CLOCK = re.compile(r"^\d\d:\d\d:\d\d ")
 if sys.platform == "win32":
     INTERRUPT = signal.CTRL_BREAK_EVENT  # Windows delivers no Ctrl-C to another group
 else:
@@ -51,11 +51,11 @@ class Script:
     def _show_lines(self) -> None:
         for line in self._process.stdout or ():
             text = line.rstrip("\n")
+            # A notice: if stdout is gone, it is for the main thread to end the demo.
             if self._words is None:
-                console.print_line(f"{self._label}│ {text}")
+                console.print_notice(f"{self._label}│ {text}")
             elif re.search(self._words, text):
-                console.print_line(f"{self._label}│ {CLOCK.sub('', text, count=1)}"
-                                   if CLOCK.match(text) else f"{self._label}│ {text}")
+                console.print_notice(f"{self._label}│ {CLOCK.sub('', text)}")
             self.lines.append(text)  # only now: a check that waits for it prints below it
 
     def text(self) -> str:

@@ -107,7 +107,7 @@ def _describe(broker: Broker) -> int:
     console.print_line(f"Broker:   {display_url(broker.url)}  ({broker.description})")
     console.print_line(f"Gestión:  {broker.management_url}  ({_account(broker.url)})")
     if _login(configured_url()) != _login(broker.url):
-        console.print_line("Para que los scripts lo encuentren, en .env debe poner:")
+        console.print_line("Para que los scripts lo encuentren, pon en .env (créalo si no existe):")
         console.print_line(f"  RABBITMQ_URL={_with_placeholder(broker.url)}")
         if os.environ.get("RABBITMQ_URL"):
             console.print_line("y quita la variable RABBITMQ_URL de cada terminal, que tiene"
