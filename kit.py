@@ -1,6 +1,6 @@
 """The kit's entry point: each command prepares what it needs and runs.
 
-    python3 kit.py demo --yes       both demos of the class, with the real scripts
+    python3 kit.py demo --yes       the class in five acts, played by the real scripts
     python3 kit.py test --yes       the tests, on private brokers; --faults adds the fault tests
     python3 kit.py bench --yes      the kit's speed, compared with other libraries
     python3 kit.py broker up        a broker for the terminals of the class
@@ -34,7 +34,7 @@ def main(argv=None):
     # From here on this process runs inside .venv: the modules imported below may import pika.
     if arguments.command == "demo":
         from tools import demo
-        return demo.main(arguments.yes)
+        return demo.main(arguments.yes, arguments.full)
     if arguments.command == "test":
         from tools import run_tests
         return run_tests.main(arguments.yes, arguments.faults, arguments.pytest)
@@ -72,16 +72,18 @@ def parser():
         allow_abbrev=False)
     commands = kit.add_subparsers(dest="command", required=True, metavar="ORDEN")
 
-    def add(name, text, installs=True):
+    def add(name, text, yes="instala lo que falte sin preguntar"):
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".",
                                       allow_abbrev=False)
         command.set_defaults(yes=False)
-        if installs:
-            command.add_argument("--yes", action="store_true",
-                                 help="instala lo que falte sin preguntar")
+        if yes:
+            command.add_argument("--yes", action="store_true", help=yes)
         return command
 
-    add("demo", "las dos demos de la clase, comprobadas paso a paso")
+    demo = add("demo", "la clase en cinco actos, comprobados paso a paso",
+               "instala lo que falte sin preguntar; no espera a Enter entre los actos")
+    demo.add_argument("--full", action="store_true",
+                      help="todas las líneas de los scripts y todas las comprobaciones")
     test = add("test", "las pruebas, en brokers privados; detrás de -- van opciones de pytest")
     test.add_argument("--faults", action="store_true",
                       help="también los fallos de tests/faults: un cuarto de hora más")
@@ -97,7 +99,7 @@ def parser():
     broker = add("broker", "un broker para las terminales de la clase")
     broker.add_argument("action", choices=("up", "down", "status"), metavar="up|down|status",
                         help="arrancarlo, pararlo o ver cómo está")
-    add("doctor", "qué falta en este equipo y qué hacer; no cambia nada", installs=False)
+    add("doctor", "qué falta en este equipo y qué hacer; no cambia nada", yes=None)
     return kit
 
 

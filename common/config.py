@@ -1,6 +1,5 @@
 """Settings of every script: flag > environment > `.env` > default."""
 
-import math
 import os
 import ssl
 import sys
@@ -24,7 +23,7 @@ DEFAULTS = {
 }
 COMPOSE_NAMES = {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}  # of docker-compose.yml
 PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
-AMQP_PORTS = {"amqp": 5672, "amqps": 5671}
+AMQP_PORTS, MANAGEMENT_PORT = {"amqp": 5672, "amqps": 5671}, 15672
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 SMTP_PORTS = {"smtp": 587, "smtps": 465}
 MAX_DELAY_S = 24 * 3600
@@ -83,9 +82,8 @@ def masked(url: str) -> str:
 
 def endpoints(urls: Iterable[str]) -> str:
     """Host and port of every URL, for the screen."""
-    found = [urlsplit(url) for url in urls]
     return ", ".join(f"{parts.hostname}:{parts.port or AMQP_PORTS[parts.scheme]}"
-                     for parts in found)
+                     for parts in map(urlsplit, urls))
 
 
 def _dotenv() -> dict[str, str]:
@@ -115,6 +113,9 @@ def _dotenv() -> dict[str, str]:
 
 def _urls(text: str) -> tuple[str, ...]:
     urls = tuple(part.strip() for part in text.split(",") if part.strip())
+    if f":{MANAGEMENT_PORT}/" in text.replace(",", "/") + "/":
+        raise ConfigError("RABBITMQ_URL lleva el puerto de la página de gestión, 15672: el del"
+                          f" broker es el 5672; ejemplo: {DEFAULTS['RABBITMQ_URL']}.")
     if urls and all(map(_is_amqp_url, urls)):
         return urls
     raise ConfigError(
@@ -130,10 +131,9 @@ def _is_amqp_url(url: str) -> bool:
         (parts.hostname or "").encode("idna")
         return bool(parts.scheme in AMQP_PORTS and parts.hostname and parts.port != 0
                     and (parts.username is None) == (parts.password is None)
-                    and not set(parts.path[1:]) & set("/@") and not parts.query
-                    and not parts.fragment and not set(url) & set(" \t\r\n")
-                    and len(unquote(parts.path[1:]).encode()) <= 255
-                    and url.encode())  # encode: fails for a lone surrogate
+                    and not set(parts.path[1:]) & set("/@") and not set(url) & set(" \t\r\n")
+                    and not (parts.query or parts.fragment) and url.encode()  # no surrogate
+                    and len(unquote(parts.path[1:]).encode()) <= 255)
     except ValueError:
         return False
 
@@ -143,8 +143,7 @@ def _delays(text: str) -> tuple[float, ...]:
         delays = tuple(float(part) for part in text.split(","))
     except ValueError:
         delays = ()
-    if not 0 < len(delays) <= MAX_DELAYS or not all(
-            math.isfinite(delay) and 0.001 <= delay <= MAX_DELAY_S for delay in delays):
+    if not (0 < len(delays) <= MAX_DELAYS and all(0.001 <= d <= MAX_DELAY_S for d in delays)):
         raise ConfigError(
             f"RETRY_DELAYS={text[:60]!r} no vale: escribe de 1 a {MAX_DELAYS} retardos en segundos,"
             f" de 0.001 a {MAX_DELAY_S}, separadas por comas; ejemplo: RETRY_DELAYS=5,30,120.")

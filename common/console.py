@@ -106,7 +106,10 @@ def print_notice(text: str) -> None:
 def print_error(text: str) -> None:
     """Print a line that says what went wrong and what to do; nobody hears it if stderr is gone."""
     with suppress(OutputError, BrokenPipeError):
-        _write(sys.stderr, paint(_wrapped(clean(text), sys.stderr), "error", sys.stderr) + "\n")
+        shown = "
+".join(_wrapped(clean(line), sys.stderr) for line in text.splitlines())
+        _write(sys.stderr, paint(shown, "error", sys.stderr) + "
+")
 
 
 def print_json(*records: dict) -> None:

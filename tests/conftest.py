@@ -25,7 +25,7 @@ import pytest
 from common import config, events, publishing
 from tools import run_tests
 from tools.install import has_apt
-from tools.node import Node, create_vhost, delete_vhost, find_server, free_port
+from tools.node import Node, create_vhost, delete_vhost, find_server, free_port, new_node
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
@@ -58,16 +58,14 @@ def server():
 @pytest.fixture(scope="session")
 def shared_node(server, tmp_path_factory):
     """Start a node for the tests that do not kill it. Each test uses its own vhost."""
-    with Node(tmp_path_factory.mktemp("node")) as node:
-        node.start()
+    with new_node(tmp_path_factory.mktemp("node")) as node:
         yield node
 
 
 @pytest.fixture
 def node(server, tmp_path):
     """Start a node that one test may kill, freeze and restart."""
-    with Node(tmp_path / "node") as own:
-        own.start()
+    with new_node(tmp_path / "node") as own:
         yield own
 
 

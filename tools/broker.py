@@ -8,7 +8,6 @@ would be: if nothing answers there, the search continues.
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,14 +16,14 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from common import cli, config, connection, console
-from tools.command import docker_answers, failure_of
+from tools.command import NO_COMPOSE, docker_problem, failure_of, taken_compose_port
 from tools.install import has_apt, has_brew, install_rabbitmq
 from tools.isolation import isolated_url
-from tools.node import Node, answers_amqp, find_server, host_and_port
+from tools.node import answers_amqp, find_server, host_and_port, new_node
 
 AMQP_PORT = config.AMQP_PORTS["amqp"]
-MANAGEMENT_PORT = 15672
 COMPOSE_TIMEOUT_S = 900  # the first start downloads the image
+STARTING = "Arrancando un nodo privado de RabbitMQ (tarda unos segundos)…"
 
 CHOICES = """No hay ningún broker. Elige una de estas opciones y repite la orden:
   - Docker: abre Docker Desktop (https://docs.docker.com/get-docker/) y espera a que arranque.
@@ -87,7 +86,7 @@ def _is_required(url: str) -> bool:
 
 
 def _use_compose(stack: ExitStack, delays: str) -> str | None:
-    if not (docker_answers() and compose_up()):
+    if not compose_up():
         return None
     stack.callback(compose_down)
     return _isolate(stack, compose_broker(), delays)
@@ -95,9 +94,9 @@ def _use_compose(stack: ExitStack, delays: str) -> str | None:
 
 def _use_private_node(stack: ExitStack, yes: bool) -> str:
     require_server(yes)
-    node = stack.enter_context(Node(Path(tempfile.mkdtemp(prefix="kit-broker-"))))
-    start(node)
-    console.print_line(f"Broker: un nodo privado, solo para esto, en {node.url}")
+    console.print_line(STARTING)
+    node = stack.enter_context(new_node(Path(tempfile.mkdtemp(prefix="kit-broker-"))))
+    console.print_line(f"Broker: un nodo privado, solo para esto, {node.url}")
     return node.url
 
 
@@ -137,12 +136,7 @@ def _connects(url: str) -> bool:
 
 def management_of(url: str) -> str:
     host, _ = host_and_port(url)
-    return f"http://{f'[{host}]' if ':' in host else host}:{MANAGEMENT_PORT}"
-
-
-def start(node: Node) -> None:
-    console.print_line("Arrancando un nodo privado de RabbitMQ (tarda unos segundos)…")
-    node.start()
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.MANAGEMENT_PORT}"
 
 
 def display_url(url: str) -> str:
@@ -157,40 +151,43 @@ def compose_up() -> bool:
     """Start docker-compose.yml and wait until it is healthy; on failure print why, return False."""
     if answers_amqp("127.0.0.1", AMQP_PORT):
         return False  # another broker has the port that compose publishes
-    _ensure_dotenv()
+    problem = docker_problem()
+    if problem == NO_COMPOSE:  # without Docker, or with a stopped one, nobody expects compose
+        console.print_error(f"{problem}. Mientras tanto se busca otro broker.")
+    if problem:
+        return False
     console.print_line(
         "Arrancando RabbitMQ con docker compose (la primera vez descarga la imagen)…")
-    if _compose("up", "-d", "--wait"):
+    failure = _compose("up", "-d", "--wait")
+    if failure is None:
         return True
     compose_down()
+    # Only now: a container that was still starting had these ports itself.
+    taken = taken_compose_port()
+    console.print_error(f"Docker no arrancó el broker: {taken}. Ciérralo para usar el de Docker;"
+                        " mientras tanto se busca otro broker." if taken else
+                        f"docker compose up -d --wait no funcionó:\n{failure}")
     return False
 
 
 def compose_down() -> bool:
-    """Stop the container; the volume with its data stays."""
-    return _compose("down")
+    """Stop the container; the volume with its data stays. On failure print why, return False."""
+    failure = _compose("down")
+    if failure is not None:
+        console.print_error(f"docker compose down no funcionó:\n{failure}")
+    return failure is None
 
 
 def compose_broker() -> Broker:
-    """The broker of docker-compose.yml, with the user of `.env`."""
+    """The broker of docker-compose.yml, with its user: that of `.env`, else guest."""
     from dotenv import dotenv_values
 
     values = dotenv_values(config.ROOT / ".env", encoding="utf-8") | os.environ
-    user, password = (quote(values.get(name) or "", safe="")
+    user, password = (quote(values.get(name) or "guest", safe="")
                       for name in ("RABBITMQ_USER", "RABBITMQ_PASSWORD"))
     url = f"amqp://{user}:{password}@127.0.0.1:{AMQP_PORT}/%2F"
     return Broker(url, management_of(url), "el de docker compose")
 
 
-def _ensure_dotenv() -> None:
-    if not (config.ROOT / ".env").exists():
-        shutil.copy(config.ROOT / ".env.example", config.ROOT / ".env")
-        console.print_line("No había .env: se ha copiado de .env.example.")
-
-
-def _compose(*words: str) -> bool:
-    """Run docker compose and return whether it worked; on failure print its last lines."""
-    failure = failure_of(["docker", "compose", *words], COMPOSE_TIMEOUT_S)
-    if failure is not None:
-        console.print_error(f"docker compose {' '.join(words)} no funcionó:\n{failure}")
-    return failure is None
+def _compose(*words: str) -> str | None:
+    return failure_of(["docker", "compose", *words], COMPOSE_TIMEOUT_S)

@@ -1,13 +1,19 @@
 """Run other programs: silent on success; on failure, the last lines they printed."""
 
+import shutil
+import socket
 import subprocess
 import sys
 from typing import Any
 
-from common.config import ROOT
+from common.config import AMQP_PORTS, MANAGEMENT_PORT, ROOT
 
 TAIL_LINES = 5
 DOCKER_TIMEOUT_S = 20
+CONNECT_TIMEOUT_S = 3
+COMPOSE_PORTS = {AMQP_PORTS["amqp"]: "AMQP", MANAGEMENT_PORT: "página de gestión"}
+NO_COMPOSE = ("Docker está en marcha y le falta el plugin compose: instálalo"
+              " (https://docs.docker.com/compose/install/)")
 
 
 def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> str | None:
@@ -27,10 +33,37 @@ def failure_of(command: list[str], timeout: float, may_ask: bool = False) -> str
     return "\n".join(f"  {line}" for line in done.stdout.strip().splitlines()[-TAIL_LINES:])
 
 
-def docker_answers() -> bool:
-    """Whether `docker` has a running engine and the compose plugin."""
-    return all(failure_of(["docker", *words], DOCKER_TIMEOUT_S) is None
-               for words in (["info"], ["compose", "version"]))
+def docker_problem() -> str | None:
+    """Why docker compose cannot work here and what to do, for the person; None if it can."""
+    if shutil.which("docker") is None:
+        return "no hay Docker: instálalo (https://docs.docker.com/get-docker/)"
+    engine = failure_of(["docker", "info"], DOCKER_TIMEOUT_S)
+    if engine and "permission denied" in engine:
+        return ("Docker no admite a este usuario: sudo usermod -aG docker $USER, y vuelve a iniciar"
+                " sesión")
+    if engine is not None:
+        return ("Docker está instalado y su motor no responde: abre Docker Desktop (en Linux,"
+                " sudo systemctl start docker) y espera a que arranque")
+    if failure_of(["docker", "compose", "version"], DOCKER_TIMEOUT_S) is not None:
+        return NO_COMPOSE
+    return None
+
+
+def taken_compose_port() -> str | None:
+    """While compose is down: which of its ports another program has; a sentence to go on from."""
+    for port, use in COMPOSE_PORTS.items():
+        if accepts("127.0.0.1", port):
+            return f"otro programa usa el puerto {port} ({use}), que docker compose necesita"
+    return None
+
+
+def accepts(host: str, port: int) -> bool:
+    """Whether a TCP connection to host:port succeeds."""
+    try:
+        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
+        return True
+    except (OSError, UnicodeError):
+        return False
 
 
 def own_group() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`kit.py demo`: run both demos of the class with the real scripts and check every step."""
+"""`kit.py demo`: the class in five acts, played by the real scripts, every step checked."""
 
 import json
 import signal
@@ -14,27 +14,30 @@ from common.views import status
 from tools import broker
 from tools.demo_runner import DemoRunner, Script
 
-DELAYS = "0.5,1,2"
+DELAYS = "1,2,4"
 TRIES = 4  # the first attempt and one after each delay
 CONSUMERS = ("email_consumer_simple", "loyalty_consumer_simple", "analytics_consumer")
-QUEUES = ("email_queue", "loyalty_queue", "analytics_queue")
+OUTCOME = " · intento "  # in the line that a consumer prints for each event
+NOTHING = "(?!)"  # matches no line
 
 
-def main(yes: bool) -> int:
+def main(yes: bool, full: bool) -> int:
+    """Play the acts; at a terminal Enter leads from one to the next, with `yes` nothing does."""
+    pauses = not yes and sys.stdin.isatty() and sys.stdout.isatty()
     _exit_cleanly_on_signals()
     with (
         broker.find_or_start(yes, DELAYS) as url,
         tempfile.TemporaryDirectory(prefix="kit-demo-") as folder,
         # No heartbeat: this connection is not served while a step waits for a script.
         BlockingConnection(parameters(url, config.load().ca_file, heartbeat=0)) as opened,
-        DemoRunner(url, Path(folder), DELAYS) as runner,
+        DemoRunner(url, Path(folder), DELAYS, full, pauses) as runner,
     ):
         run_all(runner, opened)
         failures = runner.failures
     console.print_line("")
     if failures:
         console.print_line(
-            f"La demo no salió como se esperaba: {failures} diferencias (líneas con ✘).", "error")
+            f"La demo no salió como se esperaba. Diferencias: {failures} (líneas con ✘).", "error")
         return cli.EXIT_CHECK_FAILED
     console.print_line("Todo salió como se esperaba. No queda nada en marcha.", "ok")
     return cli.EXIT_OK
@@ -48,72 +51,89 @@ def _exit_cleanly_on_signals() -> None:
 
 
 def run_all(runner: DemoRunner, opened: BlockingConnection) -> None:
-    consumers = five_minutes(runner, opened)
-    consumers += [retries(runner, opened)]
-    inspect_and_discard(runner, opened)
-    replay(runner, opened)
-    stop(runner, consumers)
+    consumers = one_event(runner, opened)
+    retries(runner, opened)
+    dead_letter(runner, opened)
+    repair(runner, opened)
+    consumers += [permanent(runner, opened)]
+    for consumer in consumers:
+        runner.check(f"{consumer.name}.py sale con código 0 tras Ctrl-C", 0, consumer.ctrl_c(),
+                     shown=False)
 
 
-def five_minutes(runner: DemoRunner, opened: BlockingConnection) -> list[Script]:
-    runner.title("1. Un evento, varios consumidores")
-    email, loyalty = (runner.start(name) for name in CONSUMERS[:2])
-    for queue in QUEUES[:2]:
-        runner.check_soon(f"{queue} tiene un consumidor", 1, lambda: consumers_of(opened, queue))
-    runner.run("events_publisher_levels", "--level", "1", "--nombre", "Juan",
-               "--email", "juan@eco.com")
-    runner.check_soon("el correo se envió", True,
-                      lambda: "correo enviado a juan@eco.com" in email.text())
-    runner.check_soon("los puntos se dieron", True,
-                      lambda: "lealtad activada para" in loyalty.text())
+def one_event(runner: DemoRunner, opened: BlockingConnection) -> list[Script]:
+    runner.act("Un evento, dos consumidores",
+               "el id. Los dos reciben el mismo evento, cada uno en su cola.")
+    email = start_consumer(runner, opened, 0, OUTCOME)
+    # Only what it does for this event: those of the next acts are about the consumer email.
+    loyalty = start_consumer(runner, opened, 1, "para Ana")
+    runner.run("events_publisher_levels", "--level", "1", "--nombre", "Ana",
+               "--email", "ana@eco.com", words="evento")
+    runner.check_soon("email lo recibió", True,
+                      lambda: "correo enviado a ana@eco.com" in email.text(), shown=False)
+    runner.check_soon("loyalty lo recibió", True,
+                      lambda: "lealtad activada para Ana" in loyalty.text(), shown=False)
+    runner.check("un evento publicado, dos trabajos hechos: 1 correo y 1 cuenta con puntos",
+                 (1, 1), effects(runner)[:2])
     return [email, loyalty]
 
 
-def retries(runner: DemoRunner, opened: BlockingConnection) -> Script:
-    runner.title("2. Fallos, reintentos y mensajes fallidos")
-    console.print_line(f"  Aquí los retardos de los reintentos son {DELAYS.replace(',', ', ')} s;"
-                       " por defecto, 5, 30 y 120 s.")
-    runner.run("setup_queues")
-    analytics = runner.start(CONSUMERS[2])
-    runner.check_soon("analytics_queue tiene un consumidor", 1,
-                      lambda: consumers_of(opened, "analytics_queue"))
-    view = runner.start("dead_letter_consumer")
-    runner.run("simulate_fail_publisher", "--count", "3")
-    runner.check_soon("3 eventos × 3 consumidores = 9 mensajes fallidos a la vista", 9,
-                      lambda: dead_letters_in(view))
-    runner.check("la vista sale con código 0 tras Ctrl-C", 0, view.ctrl_c())
-    runner.check_soon("mirarlos no los destruye", 9, lambda: depth(opened, "dead_letter_queue"))
-    return analytics
-
-
-def inspect_and_discard(runner: DemoRunner, opened: BlockingConnection) -> None:
-    runner.title("3. Mirar los mensajes fallidos y descartar los que no tienen arreglo")
-    runner.run("dead_letter_consumer", "--summary")
-    runner.check_soon("siguen ahí", 9, lambda: depth(opened, "dead_letter_queue"))
-    runner.run("dead_letter_consumer", "--discard", "--yes")
-    runner.check_soon("descartados", 0, lambda: depth(opened, "dead_letter_queue"))
-
-
-def replay(runner: DemoRunner, opened: BlockingConnection) -> None:
-    runner.title("4. Arreglado el fallo, reenviar los mensajes fallidos")
-    console.print_line(f"  Este evento falla {TRIES} veces en cada consumidor."
-                       " El siguiente intento sale bien.")
-    before = effects(runner)
-    runner.run("simulate_fail_publisher", "--mode", "flaky", "--times", str(TRIES))
-    runner.check_soon("un mensaje fallido por consumidor", 3,
+def retries(runner: DemoRunner, opened: BlockingConnection) -> None:
+    runner.act("Un consumidor falla y lo vuelve a intentar",
+               "el retardo crece, 1, 2 y 4 s. Por defecto son 5, 30 y 120 s.")
+    runner.run("simulate_fail_publisher", "--consumer", "email", "--mode", "flaky",
+               "--times", str(TRIES), words="evento")
+    runner.check_soon("email falló cuatro veces; el evento espera en dead_letter_queue", 1,
                       lambda: depth(opened, "dead_letter_queue"))
-    runner.check("todavía no hay efecto", before, effects(runner))
-    runner.run("dead_letter_consumer", "--replay")
-    runner.check_soon("cada consumidor hizo su trabajo una vez",
-                      tuple(count + 1 for count in before), lambda: effects(runner))
+    runner.check("loyalty ya lo procesó: el fallo de email no le afecta", (1, 2),
+                 effects(runner)[:2])
+
+
+def dead_letter(runner: DemoRunner, opened: BlockingConnection) -> None:
+    runner.act("El mensaje fallido, con su historial",
+               "quién falló, por qué, y cuánto esperó entre un intento y otro.")
+    view = runner.start("dead_letter_consumer", words="^(?!Mirando)")
+    runner.check_soon("la vista lo enseña, con sus cuatro intentos", TRIES,
+                      lambda: sum("✘ intento" in line for line in view.lines), shown=False)
+    runner.check("la vista sale con código 0 tras Ctrl-C", 0, view.ctrl_c(), shown=False)
+    runner.check_soon("mirarlo no lo quita de la cola", 1,
+                      lambda: depth(opened, "dead_letter_queue"))
+
+
+def repair(runner: DemoRunner, opened: BlockingConnection) -> None:
+    runner.act("Arreglado el fallo, se reenvía el mensaje",
+               "el mismo id. Vuelve solo a email, y esta vez sale bien.")
+    runner.run("dead_letter_consumer", "--replay", words="evento")
+    runner.check_soon("el correo está enviado, y loyalty no repitió su trabajo", (2, 2),
+                      lambda: effects(runner)[:2])
     runner.check_soon("dead_letter_queue queda vacía", 0,
                       lambda: depth(opened, "dead_letter_queue"))
 
 
-def stop(runner: DemoRunner, consumers: list[Script]) -> None:
-    runner.title("5. Ctrl-C en cada terminal")
-    for consumer in consumers:
-        runner.check(f"{consumer.name}.py sale con código 0", 0, consumer.ctrl_c())
+def permanent(runner: DemoRunner, opened: BlockingConnection) -> Script:
+    runner.act("Lo que no tiene arreglo no se reintenta",
+               "intento 1, y ya es un mensaje fallido. 3 eventos × 3 consumidores = 9.")
+    analytics = start_consumer(runner, opened, 2, NOTHING)
+    runner.run("simulate_fail_publisher", "--mode", "permanent", "--count", "3", words=NOTHING)
+    runner.check_soon("hay nueve", 9, lambda: depth(opened, "dead_letter_queue"), shown=False)
+    runner.run("dead_letter_consumer", "--summary")
+    runner.check_soon("siguen en la cola: contarlos no los quita", 9,
+                      lambda: depth(opened, "dead_letter_queue"))
+    runner.run("dead_letter_consumer", "--discard", "--yes", words=NOTHING)
+    runner.check_soon("descartados: dead_letter_queue queda vacía", 0,
+                      lambda: depth(opened, "dead_letter_queue"))
+    # analytics counted the event of act 2, which waited in its queue, and none of these.
+    runner.check("ninguno hizo su trabajo con ellos", (2, 2, 1), effects(runner), shown=False)
+    return analytics
+
+
+def start_consumer(runner: DemoRunner, opened: BlockingConnection, number: int,
+                   words: str) -> Script:
+    script = runner.start(CONSUMERS[number], words=words)
+    queue = f"{script.name.split('_')[0]}_queue"
+    runner.check_soon(f"{queue} tiene un consumidor", 1, lambda: consumers_of(opened, queue),
+                      shown=False)
+    return script
 
 
 def effects(runner: DemoRunner) -> tuple[int, int, int]:
@@ -121,10 +141,6 @@ def effects(runner: DemoRunner) -> tuple[int, int, int]:
     email, loyalty, analytics = (
         json.loads(runner.output(name, "--report", "--json")) for name in CONSUMERS)
     return email["emails"], loyalty["accounts"], analytics["events"]
-
-
-def dead_letters_in(view: Script) -> int:
-    return sum("SimulatedFailure" in line for line in view.lines)
 
 
 def depth(opened: BlockingConnection, queue: str) -> int | None:

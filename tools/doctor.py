@@ -5,7 +5,6 @@ import functools
 import importlib.util
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,12 +12,11 @@ from urllib.parse import urlsplit
 
 from common import cli, config, console
 from tools import environment
-from tools.command import docker_answers
+from tools.command import NO_COMPOSE, accepts, docker_problem, taken_compose_port
 from tools.install import has_apt, has_brew
-from tools.node import answers_amqp, find_server, host_and_port
+from tools.node import PortTaken, answers_amqp, find_server, host_and_port, kept_node
 
 COLUMNS = 80  # the width of the scripts' tables and event lines
-CONNECT_TIMEOUT_S = 3
 
 Finding = tuple[bool, str]  # (whether the check passed, the text to print)
 
@@ -108,14 +106,25 @@ def login(loaded: config.Settings, url: str, endpoint: str) -> Finding:
 
 @functools.cache
 def how_to_start_a_broker() -> str:
-    """Advice that depends on what this machine has."""
-    has_docker = docker_answers()
-    if has_docker or find_server():
-        found = "hay Docker" if has_docker else "RabbitMQ está instalado"
-        return f"{found}: arráncalo con python kit.py broker up"
+    """Advice that depends on what this machine has: what `kit.py broker up` would run into."""
+    problem = docker_problem()
+    taken = None if problem else taken_compose_port()
+    if not problem and not taken:
+        return "hay Docker: arráncalo con python kit.py broker up"
+    obstacle = f"hay Docker y {taken}: ciérralo" if taken else problem
+    if find_server():
+        node = kept_node()
+        try:
+            if node:
+                node.check_ports()
+        except PortTaken as error:
+            return str(error).rstrip(".").replace("Otro", "otro", 1)
+        alternative = "RabbitMQ está instalado: arráncalo con python kit.py broker up"
+        return f"{obstacle}; o {alternative}" if taken or problem == NO_COMPOSE else alternative
+    if taken or problem == NO_COMPOSE:
+        return f"{obstacle}; después, python kit.py broker up"
     if shutil.which("docker"):
-        return ("Docker está instalado y su motor no responde: abre Docker Desktop y espera a que"
-                " arranque")
+        return str(problem)
     if has_apt() or has_brew():
         return ("no hay ni Docker ni RabbitMQ: python kit.py broker up --yes lo instala y lo"
                 " arranca")
@@ -133,15 +142,6 @@ def mail_server(loaded: config.Settings) -> Iterator[Finding]:
     else:
         yield False, (f"el servidor de correo no responde en {host}:{port}: docker compose"
                       " --profile mailpit up -d lo arranca, o quita SMTP_URL")
-
-
-def accepts(host: str, port: int) -> bool:
-    """Whether a TCP connection to host:port succeeds."""
-    try:
-        socket.create_connection((host, port), CONNECT_TIMEOUT_S).close()
-        return True
-    except (OSError, UnicodeError):
-        return False
 
 
 def terminal() -> Iterator[Finding]:

@@ -14,6 +14,7 @@ import base64
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -21,13 +22,14 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from common.cli import EXIT_NO_BROKER
-from common.config import AMQP_PORTS, KitError
-from tools.command import own_group
+from common.config import AMQP_PORTS, ROOT, KitError
+from tools.command import accepts, own_group
 
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
@@ -37,17 +39,26 @@ HTTP_TIMEOUT_S = 30
 COUNTS_AT_MOST_MS = 1000  # maximum age of the management API's message counts; the default is 5 s
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
 METHOD_FRAME = 1
-EPMD_KILL_REQUEST = b"\x00\x01k"
+EPMD_KILL_REQUEST, EPMD_NAMES_REQUEST = b"\x00\x01k", b"\x00\x01n"
+PORT_USES = {"port": "AMQP", "management": "página de gestión", "distribution": "entre nodos",
+             "epmd": "epmd, los nombres de los nodos"}
+OTHER_PORTS = 3  # how often a new node chooses again
+ERROR_MARK = re.compile(r"^.*\[error\] (<[\d.]+> )?")
 # Below the range that operating systems use for outgoing connections: no other process takes the
 # node's port between a kill and the next start.
 PORTS = range(20_000, 32_000)
 WINDOWS = os.name == "nt"
+KEPT_NODE = ROOT / ".state" / "broker"  # of `kit.py broker up`
 
 
 class NodeError(KitError):
-    """A private node did not start or stop; the message ends with the last lines of its log."""
+    """A private node did not start or stop; the message quotes the first error of its log."""
 
     exit_code = EXIT_NO_BROKER
+
+
+class PortTaken(NodeError):
+    """Another program listens on a port of the node."""
 
 
 # ---------------------------------------------------------------- finding a broker
@@ -96,27 +107,33 @@ def _server_candidates() -> Iterator[Path]:
 class Node:
     """One RabbitMQ node in `folder`; the same folder gives the same node again.
 
-    Ports that are not given are chosen among the free ones. `guest` / `guest` has all permissions.
-    The nodes of a cluster share one epmd. configuration: more lines for rabbitmq.conf.
+    Ports that are not given are chosen among the free ones. The user has all permissions; like the
+    ports, it stays what it was at the first start. The nodes of a cluster share one epmd.
+    configuration: more lines for rabbitmq.conf.
     """
 
     def __init__(self, folder: Path, port: int | None = None, management_port: int | None = None,
-                 epmd_port: int | None = None, configuration: str = ""):
+                 epmd_port: int | None = None, configuration: str = "",
+                 user: str = "guest", password: str = "guest"):
         self.folder = Path(folder).resolve()
         saved = self.folder / "ports.json"
         if saved.exists():
-            ports = json.loads(saved.read_text(encoding="utf-8"))
+            kept = json.loads(saved.read_text(encoding="utf-8"))
         else:
-            ports = {"port": port or free_port(), "management": management_port or free_port(),
-                     "distribution": free_port(), "epmd": epmd_port or free_port()}
+            kept = {"port": port or free_port(), "management": management_port or free_port(),
+                    "distribution": free_port(), "epmd": epmd_port or free_port(),
+                    "user": user, "password": password}
             self.folder.mkdir(parents=True, exist_ok=True)
-            saved.write_text(json.dumps(ports), encoding="utf-8")
-        self._ports = ports
-        self.port = ports["port"]
-        self.management_port = ports["management"]
+            saved.write_text(json.dumps(kept), encoding="utf-8")
+        self._ports = kept
+        self.port = kept["port"]
+        self.management_port = kept["management"]
         self.name = f"kit-{self.port}"
+        self._user, self._password = kept.get("user", "guest"), kept.get("password", "guest")
         self._configuration = configuration
-        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+        self._old_log = 0  # characters of the log that earlier starts wrote
+        login = f"{quote(self._user, safe='')}:{quote(self._password, safe='')}"
+        self.url = f"amqp://{login}@127.0.0.1:{self.port}/%2F"
         self.management_url = f"http://127.0.0.1:{self.management_port}"
         self._process: subprocess.Popen | None = None
 
@@ -136,22 +153,42 @@ class Node:
         """Whether the node runs, started by this object or by an earlier program."""
         if self._process is not None:
             return self._process.poll() is None
-        return _accepts(self._ports["distribution"])
+        # A pid alone proves little after a reboot, nor does a port that others may have taken.
+        return (accepts("127.0.0.1", self._ports["distribution"])
+                and (WINDOWS or _process_exists(self.folder / "pid")))
 
     def _has_process(self) -> bool:
         """Like `running`, but also true while a stopping node has closed its ports already."""
         return self.running or (self._process is None and _process_exists(self.folder / "pid"))
 
     def start(self, timeout: float = START_TIMEOUT_S) -> None:
-        """Start the node with the data in its folder; return when it answers an AMQP handshake."""
+        """Start the node with the data in its folder; return when it answers an AMQP handshake.
+
+        Raises PortTaken, NodeError.
+        """
         if self._process is None:
+            self.check_ports()
             self._process = self._spawn()
         deadline = time.monotonic() + timeout
         while not answers_amqp("127.0.0.1", self.port):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise NodeError(f"RabbitMQ no arrancó en {self.folder}:\n{self._tail()}")
+                self.check_ports()  # one of them may have been taken since
+                error = self._first_error()
+                raise (PortTaken if "eaddrinuse" in error else NodeError)(
+                    f"El nodo privado de RabbitMQ no arrancó: {error} (registro:"
+                    f" {self.folder / 'broker.log'})")
             time.sleep(POLL_S)
+
+    def check_ports(self) -> None:
+        """Raise PortTaken if the stopped node could not start, for another program has a port."""
+        for name, use in PORT_USES.items():
+            port = self._ports[name]
+            if not _is_free(port) and not (name == "epmd" and _is_epmd(port)):
+                raise PortTaken(
+                    f"Otro programa usa el puerto {port} ({use}) del nodo privado de RabbitMQ:"
+                    f" cierra ese programa y repite la orden, o borra la carpeta {self.folder}, con"
+                    " sus mensajes, y el nodo nuevo usará otro puerto.")
 
     def kill(self) -> None:
         """Kill the node at once, without a shutdown (SIGKILL to its process group)."""
@@ -204,7 +241,8 @@ class Node:
     def _spawn(self) -> subprocess.Popen:
         server = _server()
         self._write_configuration()
-        with open(self.folder / "console.log", "ab") as console:
+        self._old_log = len(self.log())
+        with open(self.folder / "console.log", "wb") as console:
             process = subprocess.Popen([str(server)], env=self._environment(), cwd=self.folder,
                                        stdin=subprocess.DEVNULL, stdout=console,
                                        stderr=subprocess.STDOUT, **own_group())
@@ -218,6 +256,10 @@ class Node:
             f"management.tcp.port = {self.management_port}\n"
             # The default of 512 MiB is too much for a laptop that runs tests.
             "raft.wal_max_size_bytes = 67108864\n" + self._configuration, encoding="utf-8")
+        # In rabbitmq.conf a password could not have every character.
+        (self.folder / "advanced.config").write_text(
+            f"[{{rabbit, [{{default_user, {_erlang(self._user)}}},"
+            f" {{default_pass, {_erlang(self._password)}}}]}}].\n", encoding="utf-8")
 
     def _environment(self) -> dict[str, str]:
         inherited = {key: value for key, value in os.environ.items()
@@ -234,6 +276,7 @@ class Node:
             "RABBITMQ_LOGS": str(folder / "broker.log"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_CONF_ENV_FILE": str(folder / "not-there.conf"),
             "ERL_EPMD_PORT": str(self._ports["epmd"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -249,7 +292,8 @@ class Node:
         deadline = time.monotonic() + timeout
         while self._has_process():
             if time.monotonic() > deadline:
-                raise NodeError(f"RabbitMQ no terminó en {timeout:g} s:\n{self._tail()}")
+                raise NodeError(f"El nodo privado de RabbitMQ no terminó en {timeout:g} s"
+                                f" (registro: {self.folder / 'broker.log'}).")
             time.sleep(POLL_S)
         self._process = None
 
@@ -257,9 +301,32 @@ class Node:
         assert self._process is not None
         os.killpg(self._process.pid, number)
 
-    def _tail(self, lines: int = 15) -> str:
-        text = _read(self.folder / "console.log") + self.log()
-        return "\n".join(text.splitlines()[-lines:])
+    def _first_error(self) -> str:
+        """The first line of the log of the last start that says what is wrong."""
+        lines = (self.log()[self._old_log:] + _read(self.folder / "console.log")).splitlines()
+        errors = [line for line in lines if ERROR_MARK.search(line)]
+        texts = (ERROR_MARK.sub("", line).strip() for line in errors or reversed(lines))
+        return next((text for text in texts if any(map(str.islower, text))), "sin registro")
+
+
+def kept_node() -> Node | None:
+    """The node of `kit.py broker up`, running or not."""
+    return Node(KEPT_NODE) if (KEPT_NODE / "ports.json").exists() else None
+
+
+@contextmanager
+def new_node(folder: Path) -> Iterator[Node]:
+    """Yield a started node; on other ports if a program takes one between choice and start."""
+    for last in (*[False] * OTHER_PORTS, True):
+        with Node(folder) as node:  # its end deletes the folder, and with it the choice of ports
+            try:
+                node.start()
+            except PortTaken:
+                if last:
+                    raise
+                continue
+            yield node
+            return
 
 
 def kill_epmd(port: int) -> None:
@@ -296,6 +363,16 @@ def _is_free(port: int) -> bool:
             return False
 
 
+def _is_epmd(port: int) -> bool:
+    """An epmd that an earlier node or the rest of a cluster runs serves this node too."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as epmd:
+            epmd.sendall(EPMD_NAMES_REQUEST)
+            return epmd.recv(4) == port.to_bytes(4, "big")
+    except OSError:
+        return False
+
+
 def _process_exists(pid_file: Path) -> bool:
     pid = _read(pid_file)
     if WINDOWS or not pid:  # on Windows os.kill(pid, 0) sends a Ctrl-C
@@ -308,12 +385,9 @@ def _process_exists(pid_file: Path) -> bool:
     return ") Z " not in _read(Path(f"/proc/{pid}/stat"))
 
 
-def _accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    except OSError:
-        return False
+def _erlang(text: str) -> str:
+    """The text's bytes in UTF-8, as Erlang writes them."""
+    return f"<<{','.join(map(str, text.encode()))}>>"
 
 
 def _server() -> Path:

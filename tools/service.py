@@ -1,12 +1,12 @@
 """`kit.py broker up|down|status`: a broker that stays up for the terminals of the class."""
 
 import os
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from common import cli, config, console
 from tools.broker import (
     AMQP_PORT,
-    MANAGEMENT_PORT,
+    STARTING,
     Broker,
     NoBroker,
     answers,
@@ -17,12 +17,9 @@ from tools.broker import (
     display_url,
     management_of,
     require_server,
-    start,
 )
-from tools.command import docker_answers
-from tools.node import Node, free_port, host_and_port
+from tools.node import KEPT_NODE, Node, free_port, host_and_port, kept_node
 
-KEPT_NODE = config.ROOT / ".state" / "broker"
 COMPOSE_MARK = config.ROOT / ".state" / "compose-up"  # exists while the compose broker of `up` runs
 
 
@@ -36,14 +33,15 @@ def up(yes: bool) -> int:
     if urlsplit(configured).hostname not in config.LOCAL_HOSTS:
         raise NoBroker(f"RABBITMQ_URL apunta a {config.masked(configured)}, que no responde y que"
                        " desde aquí no se puede arrancar.")
-    if docker_answers() and compose_up():
+    if compose_up():
         COMPOSE_MARK.parent.mkdir(exist_ok=True)
         COMPOSE_MARK.touch()
         return _describe(compose_broker())
     require_server(yes)
-    node = _kept_node() or _new_kept_node()
+    node = kept_node() or _new_kept_node(configured)
+    console.print_line(STARTING)
     try:
-        start(node)
+        node.start()
     except KeyboardInterrupt:
         node.close(keep_data=True)
         raise
@@ -52,7 +50,7 @@ def up(yes: bool) -> int:
 
 def down(yes: bool) -> int:
     """Stop the broker that `up` started, and no other."""
-    node = _kept_node()
+    node = kept_node()
     if node and node.running:
         node.stop()
         node.close(keep_data=True)
@@ -81,7 +79,7 @@ def status(yes: bool) -> int:
 
 
 def _running_broker() -> Broker | None:
-    node = _kept_node()
+    node = kept_node()
     if node and node.running and answers(node.url):
         return _broker_of(node)
     if COMPOSE_MARK.exists() and answers(compose_broker().url):
@@ -92,13 +90,13 @@ def _running_broker() -> Broker | None:
     return None
 
 
-def _kept_node() -> Node | None:
-    return Node(KEPT_NODE) if (KEPT_NODE / "ports.json").exists() else None
-
-
-def _new_kept_node() -> Node:
-    """On the default ports if they are free: then the scripts need no RABBITMQ_URL."""
-    return Node(KEPT_NODE, free_port(AMQP_PORT), free_port(MANAGEMENT_PORT))
+def _new_kept_node(configured: str) -> Node:
+    """With the user, and if it is free the port, that the scripts use anyway."""
+    parts = urlsplit(configured)
+    wanted = host_and_port(configured)[1] if parts.scheme == "amqp" else AMQP_PORT
+    return Node(KEPT_NODE, free_port(wanted), free_port(config.MANAGEMENT_PORT),
+                user=unquote(parts.username or "guest"),
+                password=unquote(parts.password or "guest"))
 
 
 def _broker_of(node: Node) -> Broker:
@@ -107,29 +105,30 @@ def _broker_of(node: Node) -> Broker:
 
 def _describe(broker: Broker) -> int:
     console.print_line(f"Broker:   {display_url(broker.url)}  ({broker.description})")
-    console.print_line(f"Gestión:  {broker.management_url}  ({_login(broker.url)})")
-    if _endpoint_and_user(configured_url()) != _endpoint_and_user(broker.url):
-        console.print_line(
-            "Los scripts lo encuentran después de escribir esto en cada terminal:")
-        console.print_line(f"  {_set_variable(broker.url)}")
+    console.print_line(f"Gestión:  {broker.management_url}  ({_account(broker.url)})")
+    if _login(configured_url()) != _login(broker.url):
+        console.print_line("Para que los scripts lo encuentren, pon en .env (créalo si no existe):")
+        console.print_line(f"  RABBITMQ_URL={_with_placeholder(broker.url)}")
+        if os.environ.get("RABBITMQ_URL"):
+            console.print_line("y quita la variable RABBITMQ_URL de cada terminal, que tiene"
+                               " prioridad sobre .env.")
     return cli.EXIT_OK
 
 
-def _login(url: str) -> str:
+def _account(url: str) -> str:
     if url == display_url(url):
         return "usuario guest, contraseña guest"
-    return f"usuario {urlsplit(url).username}; la contraseña, en .env"
+    return f"usuario {unquote(urlsplit(url).username or 'guest')}; la contraseña, en .env"
 
 
-def _endpoint_and_user(url: str) -> tuple[str, int, str | None]:
-    host, port = host_and_port(url)
-    return "127.0.0.1" if host in config.LOCAL_HOSTS else host, port, urlsplit(url).username
+def _login(url: str) -> tuple:
+    """What the scripts have to know of a broker; two URLs may say the same."""
+    parts, (host, port) = urlsplit(url), host_and_port(url)
+    return (parts.scheme, "127.0.0.1" if host in config.LOCAL_HOSTS else host, port,
+            unquote(parts.username or "guest"), unquote(parts.password or "guest"),
+            unquote(parts.path[1:]) or "/")
 
 
-def _set_variable(url: str) -> str:
-    if url != display_url(url):
-        return "copia RABBITMQ_URL de .env.example a .env"
-    if os.name == "nt":
-        in_cmd = url.replace("%", "%%")
-        return f'$env:RABBITMQ_URL = "{url}"     (PowerShell; en cmd: set RABBITMQ_URL={in_cmd})'
-    return f"export RABBITMQ_URL='{url}'"
+def _with_placeholder(url: str) -> str:
+    """The URL without its password, unless that is guest's well-known one."""
+    return display_url(url).replace("@", ":CONTRASEÑA@") if url != display_url(url) else url
