@@ -106,10 +106,8 @@ def print_notice(text: str) -> None:
 def print_error(text: str) -> None:
     """Print a line that says what went wrong and what to do; nobody hears it if stderr is gone."""
     with suppress(OutputError, BrokenPipeError):
-        shown = "
-".join(_wrapped(clean(line), sys.stderr) for line in text.splitlines())
-        _write(sys.stderr, paint(shown, "error", sys.stderr) + "
-")
+        shown = _wrapped("\n".join(map(clean, text.splitlines())), sys.stderr)
+        _write(sys.stderr, paint(shown, "error", sys.stderr) + "\n")
 
 
 def print_json(*records: dict) -> None:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from common import events
 from tests.conftest import ROOT
 from tools.node import ask_management, free_port
 
@@ -93,8 +94,6 @@ def test_a_demo_that_does_not_show_what_it_promised_exits_with_1(demo):
     assert code == 1
     assert any(line.startswith("  ✘ email lo recibió") for line in lines)
     assert lines[-1].startswith("La demo no salió como se esperaba.")
-
-from common import events
 
 
 def test_both_consumers_print_their_line_for_a_level_1_event(kit):

@@ -10,7 +10,6 @@ can be killed, frozen and restarted without affecting any other broker:
 It works with any `rabbitmq-server` from 3.10 to 4.3. Standard library only.
 """
 
-import base64
 import json
 import os
 import random
@@ -20,15 +19,15 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from common.cli import EXIT_NO_BROKER
 from common.config import AMQP_PORTS, ROOT, KitError
+from common.views.management import ask
 from tools.command import accepts, own_group
 
 START_TIMEOUT_S = 90
@@ -404,6 +403,9 @@ def _read(path: Path) -> str:
 # ---------------------------------------------------------------- the management API
 
 
+ask_management = partial(ask, timeout_s=HTTP_TIMEOUT_S)
+
+
 def create_vhost(management_url: str, user: str, password: str, name: str) -> None:
     """Create a virtual host with all permissions for `user`. Raises OSError (from urllib)."""
     ask_management("PUT", management_url, user, password, f"vhosts/{quote(name, safe='')}")
@@ -415,17 +417,3 @@ def create_vhost(management_url: str, user: str, password: str, name: str) -> No
 def delete_vhost(management_url: str, user: str, password: str, name: str) -> None:
     """Delete a virtual host and all that is in it. Raises OSError (from urllib)."""
     ask_management("DELETE", management_url, user, password, f"vhosts/{quote(name, safe='')}")
-
-
-def ask_management(method: str, management_url: str, user: str, password: str, path: str,
-                   body: dict | None = None) -> Any:
-    """Return the management API's JSON, or None if it is empty. Raises OSError (from urllib)."""
-    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
-    request = urllib.request.Request(
-        f"{management_url}/api/{path}", method=method, data=json.dumps(body or {}).encode(),
-        headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"})
-    # Ignore the environment's proxy: it must not see the password.
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(request, timeout=HTTP_TIMEOUT_S) as answer:
-        text = answer.read()
-    return json.loads(text) if text else None

@@ -4,6 +4,7 @@ import os
 from urllib.parse import unquote, urlsplit
 
 from common import cli, config, console
+from common.views.management import default_address
 from tools.broker import (
     AMQP_PORT,
     STARTING,
@@ -94,7 +95,8 @@ def _new_kept_node(configured: str) -> Node:
     """With the user, and if it is free the port, that the scripts use anyway."""
     parts = urlsplit(configured)
     wanted = host_and_port(configured)[1] if parts.scheme == "amqp" else AMQP_PORT
-    return Node(KEPT_NODE, free_port(wanted), free_port(config.MANAGEMENT_PORT),
+    port = free_port(wanted)
+    return Node(KEPT_NODE, port, free_port(port + 10_000),  # where setup_queues.py looks for it
                 user=unquote(parts.username or "guest"),
                 password=unquote(parts.password or "guest"))
 
@@ -106,9 +108,14 @@ def _broker_of(node: Node) -> Broker:
 def _describe(broker: Broker) -> int:
     console.print_line(f"Broker:   {display_url(broker.url)}  ({broker.description})")
     console.print_line(f"Gestión:  {broker.management_url}  ({_account(broker.url)})")
+    unknown = []
     if _login(configured_url()) != _login(broker.url):
+        unknown.append(f"  RABBITMQ_URL={_with_placeholder(broker.url)}")
+    if broker.management_url not in (default_address(broker.url), management_of(broker.url)):
+        unknown.append(f"  RABBITMQ_MANAGEMENT_URL={broker.management_url}")
+    if unknown:
         console.print_line("Para que los scripts lo encuentren, pon en .env (créalo si no existe):")
-        console.print_line(f"  RABBITMQ_URL={_with_placeholder(broker.url)}")
+        console.print_line("\n".join(unknown))
         if os.environ.get("RABBITMQ_URL"):
             console.print_line("y quita la variable RABBITMQ_URL de cada terminal, que tiene"
                                " prioridad sobre .env.")

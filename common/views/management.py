@@ -6,13 +6,14 @@ import json
 import ssl
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
 
 from common.config import AMQP_PORTS, Settings
 
-TIMEOUT_S = 2
+TIMEOUT_S = 3
 ASK_AGAIN_S = 10  # after no answer: a view that looks every second must not wait every second
 
 
@@ -30,8 +31,11 @@ class Management:
             return {}
         for url in self._settings.urls:
             address = self._settings.management_url or default_address(url)
+            parts = urlsplit(url)
+            user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
+            vhost = quote(unquote(parts.path[1:]) or "/", safe="")
             try:
-                answer = ask("GET", address, url, "queues/{vhost}?columns=name,"
+                answer = ask("GET", address, user, password, f"queues/{vhost}?columns=name,"
                              "messages_unacknowledged", ca_file=self._settings.ca_file)
                 self.problem = ""
                 return {queue["name"]: queue.get("messages_unacknowledged") for queue in answer}
@@ -52,21 +56,16 @@ def default_address(url: str) -> str:
     return f"{scheme}://{host}:{(parts.port or AMQP_PORTS[parts.scheme]) + 10_000}"
 
 
-def ask(method: str, address: str, url: str, path: str, body: dict | None = None,
-        ca_file=None) -> Any:
-    """The answer's JSON, None if it is empty. url: the AMQP URL with the user, the password and the
-    vhost, {vhost} in path. Raises OSError and what else urllib raises."""
-    parts = urlsplit(url)
-    user, password = unquote(parts.username or "guest"), unquote(parts.password or "guest")
-    vhost = quote(unquote(parts.path[1:]) or "/", safe="")
+def ask(method: str, address: str, user: str, password: str, path: str, body: dict | None = None,
+        ca_file: Path | None = None, timeout_s: float = TIMEOUT_S) -> Any:
+    """The answer's JSON, None if it is empty. Raises OSError and what else urllib raises."""
     credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
     request = urllib.request.Request(
-        f"{address}/api/{path.format(vhost=vhost, user=quote(user, safe=''))}", method=method,
-        data=json.dumps(body or {}).encode() if method != "GET" else None,
+        f"{address}/api/{path}", method=method, data=json.dumps(body or {}).encode(),
         headers={"Authorization": f"Basic {credentials}", "Content-Type": "application/json"})
     direct = urllib.request.build_opener(  # no proxy of the environment: it would see the password
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(
             context=ssl.create_default_context(cafile=ca_file)))
-    with direct.open(request, timeout=TIMEOUT_S) as answer:
+    with direct.open(request, timeout=timeout_s) as answer:
         text = answer.read()
     return json.loads(text) if text else None
