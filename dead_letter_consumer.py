@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import cli, console
 from common.cli import EXIT_CHECK_FAILED, EXIT_OK
-from common.confirms import ACK, NACK, RETURN, TIMEOUT, WINDOW
+from common.confirms import ACK, TIMEOUT, WINDOW
 from common.connection import connect
 from common.events import now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
@@ -33,8 +33,7 @@ from common.views.live import HEADING, Watcher, show
 from common.views.outcomes import Outcomes, came_later
 
 CONFIRM_TIMEOUT_S = 10
-ANSWERS = {ACK: "replayed", RETURN: "refused", NACK: "full",
-           TIMEOUT: "unconfirmed"}
+ANSWERS = {ACK: "replayed", TIMEOUT: "unconfirmed"}  # else "refused"
 
 def replay(dead_letters, settings, options):
     """Publish each to its source queue; after the confirm, ack the original."""
@@ -47,7 +46,7 @@ def replay(dead_letters, settings, options):
             found = copies.pop(id(message.properties))
             if answer == ACK:
                 dead_letters.basic_ack(found)
-            outcomes.add(found.message_id, found.consumer, ANSWERS[answer])
+            outcomes.add(found, ANSWERS.get(answer, "refused"))
 
     with confirmed_channel(settings, CONFIRM_TIMEOUT_S,
                            declare=lambda *_: None) as channel:
@@ -65,7 +64,7 @@ def replay(dead_letters, settings, options):
                 if body != found.body:
                     headers[EDITED] = now()
                 if outcome := why_not(found, options):
-                    outcomes.add(found.message_id, found.consumer, outcome)
+                    outcomes.add(found, outcome)
                     continue
                 properties = copied_properties(found.properties, headers)
                 copies[id(properties)] = found
@@ -75,8 +74,8 @@ def replay(dead_letters, settings, options):
                 settle(0 if options.rate else WINDOW - 1)
         finally:
             settle(0)
-    for message_id, consumer, _ in edited or ():  # those found have left it
-        outcomes.add(message_id, consumer, "gone")
+    for key in edited or ():  # those that were found have left it
+        outcomes.add(key, "gone")
     code = outcomes.close(dead_letters.later)
     if hopeless:
         console.print_line(
@@ -104,16 +103,15 @@ def discard(dead_letters, settings, options, asked=None):
                 continue
         if not options.dry_run:
             dead_letters.basic_ack(found)
-        outcomes.add(found.message_id, found.consumer,
-                     "would_discard" if options.dry_run else "discarded")
+        outcomes.add(
+            found, "would_discard" if options.dry_run else "discarded")
     return outcomes.close(dead_letters.later)
 
 
 def question(connection, options):
-    """What would be deleted, by digest; None if somebody or something said no."""
+    """What would be deleted, by digest; None if the answer is no."""
     with DeadLetters(connection) as dead_letters:
-        asked = Counter(found.digest
-                        for found in chosen(dead_letters, options))
+        asked = Counter(one.digest for one in chosen(dead_letters, options))
     if asked and not cli.confirm("Mensajes fallidos que se borrarían para"
                                  f" siempre: {asked.total()}. ¿Borrarlos?"):
         console.print_error("No se borra nada. Sin pregunta: --yes.")
@@ -183,7 +181,7 @@ def main(argv=None):
     settings = cli.settings(options)
     if options.live:
         return watch(settings, options)
-    if options.export and os.path.lexists(options.export):
+    if options.export is not None and os.path.lexists(Path(options.export)):
         console.print_error(f"{options.export} ya existe: elige otro nombre.")
         return EXIT_CHECK_FAILED
     act = (summary if options.summary else replay if options.replay
@@ -191,8 +189,7 @@ def main(argv=None):
     with connect(settings) as connection:
         declare_dead_letter_queue(connection, settings)
         if options.discard and not (options.dry_run or options.yes):
-            asked = question(connection, options)
-            if asked is None:
+            if (asked := question(connection, options)) is None:
                 return EXIT_CHECK_FAILED
             act = partial(discard, asked=asked)
         with DeadLetters(connection) as dead_letters:

@@ -105,7 +105,7 @@ def test_a_history_with_invalid_times_is_still_drawn(failed_at, zone):
     stops = [{"attempt": 1, "failed_at": failed_at, "to": "\x1b[2J"},
              {"attempt": 2, "failed_at": events.now(), "to": DLQ}]
     for journey in (stops, stops[::-1], stops[:1]):
-        found = dead_letters.read(pika.BasicProperties(headers={"x-journey": journey}), b"")
+        found = dead_letters.DeadLetter(pika.BasicProperties(headers={"x-journey": journey}), b"")
         lines = live.lines(found, 1)
         [first] = [index for index, line in enumerate(lines) if line.startswith("  historial ")]
         assert len(lines) - first == 2 * len(journey) - 1
@@ -119,7 +119,7 @@ def test_a_dead_letter_is_one_line_that_a_terminal_of_80_columns_holds(monkeypat
                "x-error-type": "SimulatedFailure", "x-error-message": simulation.ALWAYS,
                "x-replays": replays}
     properties = pika.BasicProperties(message_id=event.id, headers=headers)
-    found = dead_letters.read(properties, events.encode(event))
+    found = dead_letters.DeadLetter(properties, events.encode(event))
     whole = live.one_line(found)
     start = f" {event.id[-8:]} Ana Prueba 4071 analytics  ×4 "
     assert whole[8:] == start + replays * "reenvíos 1 · " + "SimulatedFailure: falla siempre"
@@ -409,9 +409,9 @@ def test_a_summary_includes_what_another_consumer_held_at_its_start(kit):
 
 def hold(kit, channel, count: int) -> None:
     """Consume some, as a program of somebody else does, and ack none."""
+    before = kit.depth(DLQ)
     channel.basic_qos(prefetch_count=count)
     channel.basic_consume(DLQ, lambda *_: None)
-    before = kit.depth(DLQ)
     wait_until(lambda: kit.depth(DLQ) == before - count, "it to hold them")
 
 

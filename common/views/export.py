@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from common import console
 from common.config import KitError
@@ -24,9 +25,16 @@ class EditError(KitError):
     exit_code = 65
 
 
-def key_of(found: DeadLetter) -> tuple[str, str, str]:
+class Key(NamedTuple):
     """What a line of the file has of its dead letter, and no other dead letter has."""
-    return found.message_id, found.consumer, found.failed_at
+
+    message_id: str
+    consumer: str
+    failed_at: str
+
+
+def key_of(found: DeadLetter) -> Key:
+    return Key(found.message_id, found.consumer, found.failed_at)
 
 
 def write(target: Path, letters: Iterable[DeadLetter]) -> int:
@@ -47,7 +55,7 @@ def write(target: Path, letters: Iterable[DeadLetter]) -> int:
     return number
 
 
-def read(file: Path) -> dict[tuple[str, str, str], bytes]:
+def read(file: Path) -> dict[Key, bytes]:
     """The bodies, edited or not, by key_of(). Raises EditError: then nothing may be replayed."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -68,11 +76,11 @@ def read(file: Path) -> dict[tuple[str, str, str], bytes]:
     return bodies
 
 
-def _parsed(line: str) -> tuple[tuple[str, str, str], bytes]:
+def _parsed(line: str) -> tuple[Key, bytes]:
     fields = json.loads(line)
-    key = fields["id"], fields["consumer"], fields["failed_at"]
+    key = Key(fields["id"], fields["consumer"], fields["failed_at"])
     body = (base64.b64decode(fields["body_base64"], validate=True) if "body_base64" in fields
             else fields["body"].encode())
-    if decode(body).id != str(key[0]).lower():
+    if decode(body).id != key.message_id.lower():
         raise MalformedEvent("el id del cuerpo no es el del mensaje, y no se cambia")
     return key, body

@@ -4,6 +4,8 @@ from collections import Counter
 
 from common import console
 from common.cli import EXIT_OK, EXIT_PARTLY
+from common.views.dead_letters import DeadLetter
+from common.views.export import Key
 
 LINES_AT_MOST, EVERY = 20, 10_000  # of one outcome; beyond, a line every so many
 OUTCOMES = {
@@ -12,8 +14,7 @@ OUTCOMES = {
     "discarded": ("borrado", "warn"),
     "would_discard": ("se borraría", None),
     "unknown_queue": ("sigue aquí: no se sabe de qué cola vino", "error"),
-    "refused": ("sigue aquí: falta su cola; setup_queues.py la crea", "error"),
-    "full": ("sigue aquí: su cola no admite más", "error"),
+    "refused": ("sigue aquí: su cola falta (setup_queues.py) o está llena", "error"),
     "unconfirmed": ("sigue aquí: el broker no confirmó su copia", "error"),
     "worn_out": ("sigue aquí: ya se reenvió mucho; con --force, otra vez", "error"),
     "gone": ("ya no está: otra terminal lo reenvió o lo borró", "error")}
@@ -23,14 +24,15 @@ class Outcomes:
     def __init__(self):
         self.counts = Counter[str]()
 
-    def add(self, message_id: str, consumer: str, outcome: str) -> None:
+    def add(self, found: DeadLetter | Key, outcome: str) -> None:
         self.counts[outcome] += 1
         number = self.counts[outcome]
         if console.json_mode:
-            console.print_json({"id": message_id, "outcome": outcome, "consumer": consumer})
+            console.print_json({"id": found.message_id, "outcome": outcome,
+                                "consumer": found.consumer})
         elif number <= LINES_AT_MOST or number % EVERY == 0:
-            console.print_line(f"{console.paint(*OUTCOMES[outcome])} · {consumer}"
-                               f" · id {console.short(message_id)}")
+            console.print_line(f"{console.paint(*OUTCOMES[outcome])} · {found.consumer}"
+                               f" · id {console.short(found.message_id)}")
 
     def close(self, later: int) -> int:
         """Print the account; the exit code. later: how many came after the start."""
