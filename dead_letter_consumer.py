@@ -38,8 +38,8 @@ ANSWERS = {ACK: "replayed", TIMEOUT: "unconfirmed"}  # else "refused"
 def replay(dead_letters, settings, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     edited = exported.read(Path(options.file)) if options.file else None
-    copies: dict = {}  # under way, with what each is a copy of
     outcomes, replayed, hopeless = Outcomes(), set(), 0
+    copies: dict = {}  # under way, with what each is a copy of
 
     def settle(most_unanswered):
         for message, answer in channel.answers(most_unanswered):
@@ -51,6 +51,7 @@ def replay(dead_letters, settings, options):
     with confirmed_channel(settings, CONFIRM_TIMEOUT_S,
                            declare=lambda *_: None) as channel:
         channel.confirm_delivery()
+        dead_letters.on_idle = lambda: settle(0)
         try:
             for found in chosen(dead_letters, options, edited):
                 key = found.message_id, found.source_queue, found.replays
@@ -148,7 +149,6 @@ def watch(settings, options):
     watcher.until_stopped()
     console.print_line(f"mensajes fallidos vistos: {watcher.shown.total()}."
                        " Mirar no ha quitado ninguno.")
-    return EXIT_OK
 
 
 def summary(dead_letters, settings, options):

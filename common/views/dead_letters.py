@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import cached_property
 
@@ -23,6 +23,7 @@ from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, dead_letter_arguments
 from common.retry import EDITED, attempt_of, journey_of, replays_of
 
 WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch
+POLL_S = 0.05
 PATIENCE_S = 2  # for what another consumer holds: it may return
 ALONE_PATIENCE_S = 0.3  # when there is no other
 TURN = "dead_letter_queue.turn"  # exclusive: who declares it looks, the others wait
@@ -142,12 +143,14 @@ class DeadLetters:
     an ack return at its end.
 
     wait: for another terminal that looks at them now; without it, there are none to see then.
+    on_idle(): called when none has come for a moment.
     later: how many died after the start, perhaps of a replay just made. They are left alone.
     """
 
     def __init__(self, connection, wait: bool = True):
         self._connection, self._wait, self.later = connection, wait, 0
         self.sleep = connection.sleep
+        self.on_idle: Callable = bool
         self._inbox: deque[DeadLetter] = deque()
         self._room = 0  # how many more the broker sends before one has an ack
 
@@ -182,7 +185,9 @@ class DeadLetters:
             if self._room <= 0:  # one more consumer, as the prefetch of one has 16 bits
                 self._room += WINDOW
                 self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
-            self._connection.process_data_events(0.05)
+            self._connection.process_data_events(POLL_S)
+            if not self._inbox:
+                self.on_idle()
             while self._inbox:
                 found = self._inbox.popleft()
                 if started_at < found.failed_at <= now():
