@@ -5,12 +5,13 @@
 
 Sin --policy, cada reject devuelve el evento al momento. Con --policy (la
 página de gestión), RabbitMQ 4.3 lo retiene antes de entregarlo otra vez.
-Es para el laboratorio: hace falta haber ejecutado setup_queues.py.
+Tras tres reintentos, el evento acaba en dead_letter_queue.
 """
 
 import argparse
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from common import cli, config, console, events, publishing
 from common.connection import connect
-from common.exchange import DEAD_LETTER_QUEUE, dead_lettering
+from common.exchange import DEAD_LETTER_QUEUE, dead_lettering, declare
 from tools.node import ask_management
 
 QUEUE = "broker_retry_queue"
@@ -31,12 +32,23 @@ POLICY = {"pattern": f"^{QUEUE}$", "apply-to": "quorum_queues",
                          "delayed-retry-max": 60_000}}
 
 
-def set_policy(management_url, amqp_url):
+@contextmanager
+def policy(management_url, amqp_url):
+    """The policy of the queue, while it is needed."""
     parts = urlsplit(amqp_url)
-    user, password = unquote(parts.username), unquote(parts.password)
-    vhost = parts.path.removeprefix("/") or "%2F"
-    ask_management("PUT", management_url, user, password,
-                   f"policies/{vhost}/broker-retries", POLICY)
+    login = [unquote(part or "guest") for part in (parts.username,
+                                                   parts.password)]
+    path = f"policies/{parts.path.removeprefix('/') or '%2F'}/broker-retries"
+    try:
+        ask_management("PUT", management_url, *login, path, POLICY)
+    except OSError as error:
+        raise config.KitError(
+            f"El broker no admite la política ({error}): hace falta RabbitMQ"
+            " 4.3, y la dirección de su página de gestión.") from None
+    try:
+        yield
+    finally:
+        ask_management("DELETE", management_url, *login, path)
 
 
 def reject_until_dead(channel):
@@ -63,11 +75,12 @@ def main(argv=None):
                         help="la página de gestión del broker")
     options = parser.parse_args(argv)
     settings = config.load()
-    with connect(settings) as connection:
+    with (connect(settings) as connection,
+          policy(options.policy, settings.urls[0]) if options.policy
+          else nullcontext()):
         channel = connection.channel()
+        declare(channel, settings)
         channel.queue_declare(queue=QUEUE, durable=True, arguments=ARGUMENTS)
-        if options.policy:
-            set_policy(options.policy, settings.urls[0])
         event = events.user_created("Prueba 1", "prueba1@eco.com")
         channel.basic_publish(
             exchange="", routing_key=QUEUE, body=events.encode(event),

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -237,7 +238,7 @@ class Lab:
             return lines
         known = EVENT.search("\n".join(lines))
         about_one = [entry for entry in entries(lines) if not known or known[0] in entry[0]]
-        return [*sum(about_one[:len(entries(old[:-1]))], []), MORE]
+        return [*chain(*about_one[:len(entries(old[:-1]))]), MORE]
 
     def matches(self, shown: list[str], printed: list[str]) -> bool:
         """Compare line by line, with the same ids; of an excerpt, each entry anywhere."""
