@@ -80,6 +80,7 @@ def main(argv=None):
           else nullcontext()):
         channel = connection.channel()
         declare(channel, settings)
+        channel.queue_delete(queue=QUEUE)  # an interrupted run leaves it
         channel.queue_declare(queue=QUEUE, durable=True, arguments=ARGUMENTS)
         event = events.user_created("Prueba 1", "prueba1@eco.com")
         channel.basic_publish(

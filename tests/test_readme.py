@@ -167,11 +167,11 @@ def words(svg: str) -> list[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_the_pictures_show_what_the_scripts_print(own_kit, tmp_path, request):
-    docs, record = ROOT / "docs", request.config.getoption("--record")
-    pictures.make(own_kit.url, docs if record else tmp_path)
+    docs = ROOT / "docs"
+    made = docs if request.config.getoption("--record") else tmp_path
+    pictures.make(own_kit.url, made)
     for name in ("terminales.svg", "watch.svg"):
-        shown, printed = (words(read(folder / name)) for folder in (docs, tmp_path))
-        for line, real in () if record else zip(shown, printed, strict=True):
+        for line, real in zip(words(read(docs / name)), words(read(made / name)), strict=True):
             wanted = re.sub(r"(?<=vuelve\\s\+en\\s\+)\d+", r"\\d+", pattern(line))
             assert re.fullmatch(wanted, real), real
     assert "evento" in read(docs / "terminales.svg") and "█" in read(docs / "watch.svg")
