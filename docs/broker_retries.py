@@ -59,7 +59,7 @@ def reject_until_dead(channel):
         headers = properties.headers or {}
         attempt = headers.get("x-delivery-count", 0) + 1
         console.print_line(
-            f"{console.clock()} reject · evento"
+            f"{console.clock()} reject · id"
             f" {console.short(properties.message_id)} · intento {attempt}"
             f" · {wait_s:.0f} s después")
         channel.basic_reject(method.delivery_tag, requeue=True)

@@ -4,7 +4,7 @@
   python coupon_consumer.py --report    muestra lo procesado
 
 Por cada evento verás una línea:
-  10:31:02 cupón HOLA-… para Juan · evento … · intento 1
+  10:31:02 cupón HOLA-… para Juan · id … · intento 1
 Los cupones quedan en STATE_DIR/coupon.db (SQLite).
 """
 

@@ -31,7 +31,7 @@ MAILPIT, MANAGEMENT = "smtp://localhost:1025", "http://localhost:15672"  # as th
 MORE = "…"  # the last line of a block that shows some entries, all about one event
 ENDS = {"--report", "--summary", "--replay", "--discard", "--export"}  # a consumer that exits
 LOOKS = {"--show", "--summary"}  # may be repeated until the broker's counts are up to date
-EVENT = re.compile(r"evento ([0-9a-f]{8})\b")
+EVENT = re.compile(r"(?:id|^\d\d:\d\d:\d\d) ([0-9a-f]{8})\b", re.MULTILINE)
 QUIET_S = 6  # while recording: after this silence, the output is complete
 # How often this is printed depends on how fast the broker restarts.
 DISCONNECTED = "Sin conexión con el broker"
@@ -72,9 +72,11 @@ def pattern(line: str) -> str:
     made = re.escape(line)
     for shown, wanted in ((r"(?:\\ )+", r"\\s+"), (r"\b\d\d:\d\d:\d\d", r"\\d\\d:\\d\\d:\\d\\d"),
                           (r"\d+\\\.\d(?=\\s\+s\\s\+en)", r"\\d+\\.\\d"),
-                          (r"(?<=evento\\s\+)[0-9a-f]{8}\b", r"(?P<id>[0-9a-f]{8})"),
+                          (r"(?<=d\\s\+)[0-9a-f]{8}\b", r"(?P<id>[0-9a-f]{8})"),  # id, or time
                           (r"(?<=HOLA\\-)[0-9a-f]{8}\b", r"[0-9a-f]{8}"),
-                          (r"\bprueba\d+(?=@)", r"prueba\\d+"),
+                          (r"\b[A-Z][a-z]{2}\\s\+Prueba\\s\+\d{4}",
+                           r"[A-Z][a-z]{2}\\s+Prueba\\s+\\d{4}"),
+                          (r"\b[a-z]{3}\d{4}(?=@)", r"[a-z]{3}\\d{4}"),
                           (r"\d+(?=\\s\+eventos/s)", r"\\d+"),
                           (r"localhost:5672", r"\\S+:\\d+"),
                           (r"(?<=^mensaje\\s\+fallido\\s\+)\d+", r"\\d+"),
@@ -84,8 +86,8 @@ def pattern(line: str) -> str:
 
 
 def test_a_line_of_a_page_matches_only_equivalent_output():
-    line = "10:31:02 falló → email_queue.retry.1s · evento 2bd64516 · intento 1"
-    printed = "08:00:00 falló → email_queue.retry.1s · evento 2d74dd14 · intento 1"
+    line = "10:31:02 falló → email_queue.retry.1s · id 2bd64516 · intento 1"
+    printed = "08:00:00 falló → email_queue.retry.1s · id 2d74dd14 · intento 1"
     assert re.fullmatch(pattern(line), printed)
     assert not re.fullmatch(pattern(line), printed.replace("intento 1", "intento 2"))
     assert not re.fullmatch(pattern(line), printed.replace("1s", "2s"))
