@@ -177,6 +177,10 @@ def dead_letter_options(description: str, argv: list[str] | None,
         parser.error("--id y --error no pueden estar vacíos: elegirían todos los mensajes")
     for words, wrong in (("--rate, --from y --force van con --replay",
                           (given.rate or given.file or given.force) and not given.replay),
+                         ("--from elige los de su archivo: no va con --consumer, --id, --error,"
+                          " --since ni --limit", given.file and (
+                              given.consumer or given.id or given.error or given.since
+                              or given.limit)),
                          ("--yes va con --discard", given.yes and not given.discard),
                          ("--dry-run va con --replay o --discard", given.dry_run and not changes),
                          ("--idle-timeout y --full son de la vista en vivo",

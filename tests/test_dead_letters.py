@@ -12,6 +12,7 @@ import pika
 import pytest
 
 from common import cli, console, events, exchange, publishing, retry, simulation
+from common.connection import connect
 from common.views import dead_letters, live
 from tests.conftest import ROOT, WAIT_S, wait_until
 
@@ -495,6 +496,138 @@ def test_a_discard_deletes_only_what_the_question_was_about(kit, equal):
     kit.wait_for_depth(DLQ, 5)
     assert not equal or asked[1] == late[0]
     assert [properties.message_id for properties, _ in kit.messages(DLQ)] == late
+
+
+# ---------------------------------------------------------------- in bulk, corrected, once more
+
+
+def test_more_than_a_window_is_looked_at_and_replayed(kit, monkeypatch):
+    """A consumer holds a window without an ack at most; here it is ten."""
+    monkeypatch.setattr(dead_letters, "WINDOW", 10)
+    made = [dead_letter(kit, "loyalty") for _ in range(35)]
+    with connect(kit.settings) as connection, dead_letters.DeadLetters(connection) as there:
+        assert [found.message_id for found in there] == made
+    kit.wait_for_depth(DLQ, 35)
+    result = kit.run_ok(SCRIPT, "--replay")
+    assert "mensajes fallidos: 35 · reenviado a su cola: 35" in result.stdout
+    assert result.stdout.count("reenviado a su cola · loyalty") == 20  # no line for each
+    assert (kit.depth(DLQ), kit.depth("loyalty_queue")) == (0, 35)
+
+
+def test_what_dies_after_the_start_is_counted_and_left_alone(kit):
+    made = [dead_letter(kit, "loyalty") for _ in range(3)]
+    running = kit.start(SCRIPT, "--replay", "--rate", "1")
+    running.wait_for(f"reenviado a su cola · loyalty · id {made[0][-8:]}")
+    late = [dead_letter(kit), dead_letter(kit)]
+    assert running.end() == 0
+    assert running.out[-1] == ("mensajes fallidos: 3 · reenviado a su cola: 3"
+                               " · 2 más llegaron después")
+    kit.wait_for_depth(DLQ, 2)
+    assert [properties.message_id for properties, _ in kit.messages(DLQ)] == late
+
+
+def test_a_second_terminal_waits_for_its_turn_also_when_the_first_is_killed(kit):
+    for _ in range(2):
+        dead_letter(kit, "loyalty")
+    first = kit.start(SCRIPT, "--replay", "--rate", "0.01")
+    first.wait_for("reenviado a su cola")
+    second = kit.start(SCRIPT, "--summary")
+    second.wait_for("Otra terminal está con los mensajes fallidos")
+    first.kill()
+    assert second.end() == 0
+    assert second.out[-1] == "total: 1"
+
+
+@pytest.mark.parametrize("since, count", [("90m", 1), ("3h", 2), ("7d", 3)])
+def test_since_chooses_by_the_time_of_the_failure(kit, since, count):
+    for hours in (1, 2, 30):
+        at = cli.moment(f"{hours}h")
+        kit.publish_event(queue=DLQ, headers=retry.failed_headers(
+            None, NO_NETWORK, None, consumer="email", to=DLQ, source_queue="email_queue",
+            failed_at=at))
+    for moment in (since, cli.moment(since)):
+        assert kit.run_ok(SCRIPT, "--summary", "--since", moment).stdout.splitlines()[-1] == (
+            f"total: {count}")
+
+
+def test_an_edited_export_is_replayed_once_and_its_history_says_so(kit, tmp_path):
+    kept = dead_letter(kit, "email")
+    broken = kit.publish_event(queue=DLQ, headers=retry.failed_headers(
+        None, retry.PermanentError("sin arreglo"), None, consumer="loyalty", to=DLQ,
+        source_queue="loyalty_queue", failed_at=events.now()))
+    file = tmp_path / "fallidos.jsonl"
+    kit.run_ok(SCRIPT, "--export", str(file))
+    exported = file.read_text(encoding="utf-8")
+    assert broken.nombre in exported  # as it is, for an editor
+    corrected = exported.replace(broken.nombre, "Corregida")
+    file.write_text(corrected.splitlines()[1], encoding="utf-8")
+    result = kit.run_ok(SCRIPT, "--replay", "--from", str(file), "--json")
+    assert [(one["id"], one["outcome"]) for one in objects(result)] == [(broken.id, "replayed")]
+    [(properties, body)] = kit.messages("loyalty_queue")
+    assert (events.decode(body).nombre, properties.message_id) == ("Corregida", broken.id)
+    assert properties.headers["x-edited-at"] <= events.now()
+    file.write_text(corrected, encoding="utf-8")
+    again = kit.run(SCRIPT, "--replay", "--from", str(file), "--json")
+    assert again.returncode == 3
+    assert {one["id"]: one["outcome"] for one in objects(again)} == {
+        kept: "replayed", broken.id: "gone"}
+    [(properties, body)] = kit.messages("email_queue")
+    assert "x-edited-at" not in properties.headers  # nobody changed it
+    assert (kit.depth(DLQ), kit.depth("loyalty_queue")) == (0, 0)
+
+
+def test_that_a_body_was_edited_stays_known_when_it_fails_again(kit):
+    headers = retry.failed_headers({"x-edited-at": "2026-11-24T10:00:00.000Z"}, NO_NETWORK, None,
+                                   consumer="email", to=DLQ, source_queue="email_queue",
+                                   failed_at=events.now())
+    kit.publish_event(queue=DLQ, headers=headers)
+    shown = kit.run_ok(SCRIPT, "--full", "--limit", "1", TZ="UTC").stdout
+    assert "corregido 24/11 10:00:00" in shown
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda line: line.replace("zoe@eco.com", "zoe"), "La dirección de correo no vale"),
+    (lambda line: line[:-9], "no es de --export"), (lambda line: "[]", "no es de --export"),
+    (lambda line: line.replace('\\"id\\":\\"0', '\\"id\\":\\"1'), "el id del cuerpo")])
+def test_a_file_with_a_wrong_line_replays_nothing(kit, tmp_path, change, why):
+    for _ in range(2):
+        dead_letter(kit)
+    file = tmp_path / "fallidos.jsonl"
+    kit.run_ok(SCRIPT, "--export", str(file))
+    good, other = file.read_text(encoding="utf-8").splitlines()
+    file.write_text(f"{good}\n{change(other)}\n", encoding="utf-8")
+    refused = kit.run(SCRIPT, "--replay", "--from", str(file))
+    assert refused.returncode == 65
+    assert f"La línea 2 de {file} no vale: " in refused.stderr and why in refused.stderr
+    kit.wait_for_depth(DLQ, 2)
+    assert depths(kit) == [0, 0, 0]
+
+
+def test_an_empty_file_replays_nothing(kit, tmp_path):
+    dead_letter(kit)
+    (tmp_path / "none.jsonl").touch()
+    kit.run_ok(SCRIPT, "--replay", "--from", str(tmp_path / "none.jsonl"))
+    kit.wait_for_depth(DLQ, 1)
+
+
+def test_what_was_replayed_often_is_left_alone_unless_forced(kit):
+    worn = dead_letter(kit, headers={"x-replays": 3})
+    fresh = dead_letter(kit, headers={"x-replays": 2})
+    result = kit.run(SCRIPT, "--replay", "--json")
+    assert result.returncode == 3
+    assert {one["id"]: one["outcome"] for one in objects(result)} == {
+        worn: "worn_out", fresh: "replayed"}
+    assert objects(kit.run_ok(SCRIPT, "--replay", "--dry-run", "--max-replays", "4", "--json"))[0][
+        "outcome"] == "would_replay"
+    kit.run_ok(SCRIPT, "--replay", "--force")
+    assert (kit.depth(DLQ), kit.depth("email_queue")) == (0, 2)
+
+
+@pytest.mark.parametrize("arguments", [["--summary", "--force"], ["--discard", "--from", "x"],
+                                       ["--replay", "--from", "x", "--id", "12345678"],
+                                       ["--replay", "--since", "ayer"]])
+def test_flags_that_do_not_go_together_are_refused(kit, arguments):
+    assert kit.run(SCRIPT, *arguments).returncode == 2
 
 
 # ---------------------------------------------------------------- dead letters made by the broker
