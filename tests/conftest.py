@@ -1,12 +1,15 @@
-"""Fixtures and helpers: private brokers, and the kit's scripts as processes.
+"""Fixtures and helpers: private brokers, and the kit's scripts, as processes and in this one.
 
 A test uses only brokers that the test run started, so it may kill them. Without a rabbitmq-server
 on this machine, the tests that need one are skipped, or fail if KIT_REQUIRE_BROKER or CI is set
 (kit.py test sets the first).
 """
 
+import _thread
 import email
 import email.policy
+import importlib
+import io
 import json
 import os
 import signal
@@ -16,13 +19,14 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pika
 import pytest
 
-from common import config, events, publishing
+from common import cli, config, console, events, exchange, publishing
 from tools import run_tests
 from tools.install import has_apt
 from tools.node import Node, create_vhost, delete_vhost, find_server, free_port
@@ -63,31 +67,38 @@ def shared_node(server, tmp_path_factory):
         yield node
 
 
-@pytest.fixture
-def node(server, tmp_path):
-    """Start a node that one test may kill, freeze and restart."""
-    with Node(tmp_path / "node") as own:
-        own.start()
-        yield own
+@pytest.fixture(scope="session")
+def mortal_node(server, tmp_path_factory):
+    """Return a node for the tests that kill, freeze and restart it, one after the other."""
+    with Node(tmp_path_factory.mktemp("mortal-node")) as node:
+        yield node
 
 
 @pytest.fixture
 def kit(shared_node, tmp_path):
     """Return a Kit that uses its own vhost on the shared node."""
-    vhost = f"test-{uuid.uuid4().hex[:8]}"
-    create_vhost(shared_node.management_url, "guest", "guest", vhost)
-    own = Kit(shared_node.url.replace("%2F", vhost), tmp_path / "state")
-    yield own
-    own.close()
-    delete_vhost(shared_node.management_url, "guest", "guest", vhost)
+    with own_vhost(shared_node, tmp_path) as own:
+        yield own
 
 
 @pytest.fixture
-def own_kit(node, tmp_path):
+def own_kit(mortal_node, tmp_path):
     """Return a Kit on a node that the test may kill: own_kit.node."""
-    own = Kit(node.url, tmp_path / "state", node=node)
-    yield own
-    own.close()
+    mortal_node.start()
+    with own_vhost(mortal_node, tmp_path) as own:
+        yield own
+
+
+@contextmanager
+def own_vhost(node, folder: Path):
+    """Yield a Kit with a vhost of its own, which is deleted if the node is still alive."""
+    vhost = f"test-{uuid.uuid4().hex[:8]}"
+    create_vhost(node.management_url, "guest", "guest", vhost)
+    kit = Kit(node.url.replace("%2F", vhost), folder / "state", node=node)
+    yield kit
+    kit.close()
+    if node.running:
+        delete_vhost(node.management_url, "guest", "guest", vhost)
 
 
 @dataclass
@@ -128,9 +139,44 @@ class Kit:
 
     def run_ok(self, script: str, *arguments: str, **more):
         """Run a script that must exit with 0."""
-        result = self.run(script, *arguments, **more)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result
+        return succeeded(self.run(script, *arguments, **more))
+
+    def call(self, script: str, *arguments: str, timeout: float = 60, **environment):
+        """Like run(), but in this process, without the start of Python: for what is not about
+        processes. A traceback fails the test; after the timeout, the script gets a Ctrl-C."""
+        main = importlib.import_module(Path(script).stem).main
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        watchdog = threading.Timer(timeout, _thread.interrupt_main)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for name, value in self.environment(**environment).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", [script, *arguments])
+            patch.setattr(sys, "stdin", io.StringIO())
+            patch.setattr(console, "json_mode", False)
+            patch.chdir(self.state.parent)
+            watchdog.start()
+            try:
+                cli.run(main)
+            except SystemExit as end:
+                code = end.code
+            finally:
+                watchdog.cancel()
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        for stream in (out, err):
+            stream.flush()
+        printed = (stream.buffer.getvalue().decode() for stream in (out, err))
+        return subprocess.CompletedProcess([script, *arguments], code, *printed)
+
+    def call_ok(self, script: str, *arguments: str, **more):
+        """Like run_ok(), but in this process."""
+        return succeeded(self.call(script, *arguments, **more))
+
+    def declare(self) -> None:
+        """Declare the whole topology, as setup_queues.py does."""
+        with self.channel() as channel:
+            exchange.declare(channel, self.settings)
 
     def run_at_terminal(self, typed: str, script: str, *arguments: str, timeout: float = 60,
                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
@@ -149,7 +195,7 @@ class Kit:
             os.close(terminal)
 
     def report(self, script: str) -> dict:
-        return json.loads(self.run_ok(script, "--report", "--json").stdout)
+        return json.loads(self.call_ok(script, "--report", "--json").stdout)
 
     def start(self, script: str, *arguments: str, **environment) -> "Running":
         """Start a script that runs until it is stopped."""
@@ -217,6 +263,11 @@ class Kit:
     def close(self) -> None:
         for running in self.started:
             running.kill()
+
+
+def succeeded(result):
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 class _Channel:

@@ -76,7 +76,7 @@ def test_the_live_view_shows_each_dead_letter_once_and_removes_none(kit):
 
 def test_a_dead_letter_is_shown_with_user_error_attempts_and_history(kit):
     event_id = dead_letter(kit, "loyalty", ValueError("sin \x1b[2J saldo"), {"x-replays": 2})
-    shown = kit.run_ok(SCRIPT, "--limit", "1").stdout
+    shown = kit.call_ok(SCRIPT, "--limit", "1").stdout
     assert f"mensaje fallido 1 · loyalty · UsuarioCreado · evento {event_id[-8:]}\n" in shown
     assert "Zoë Ñandú <zoe@eco.com>" in shown and "ValueError: sin \ufffd[2J saldo" in shown
     assert "intentos  2, reenvíos 2" in shown
@@ -114,7 +114,7 @@ def test_a_history_with_invalid_times_is_still_drawn(failed_at, zone):
 def test_json_output_has_one_object_per_dead_letter(kit):
     event_id = dead_letter(kit, "email")
     dead_letter(kit, "analytics", body=b"\xff\xfe")
-    readable, binary = objects(kit.run_ok(SCRIPT, "--json", "--limit", "2"))
+    readable, binary = objects(kit.call_ok(SCRIPT, "--json", "--limit", "2"))
     assert readable["id"] == event_id
     assert (readable["consumer"], readable["source_queue"]) == ("email", "email_queue")
     assert (readable["error_type"], readable["error_message"]) == ("OSError", "sin red")
@@ -148,7 +148,7 @@ def test_the_view_shows_messages_that_another_consumer_returns(kit):
 def test_a_live_view_returns_no_message_again_while_nothing_changes(kit):
     """On RabbitMQ 3.10 each return counts towards the limit of the queue."""
     made = [dead_letter(kit) for _ in range(3)]
-    view = kit.run_ok(SCRIPT, "--json", "--idle-timeout", "12")
+    view = kit.call_ok(SCRIPT, "--json", "--idle-timeout", "12")
     assert ids(view) == made
     for properties, _ in kit.messages(DLQ):
         assert max(properties.headers.get(name, 0)
@@ -160,20 +160,20 @@ def test_two_equal_dead_letters_are_both_shown(kit):
     headers = {"x-error-type": "X", "x-source-queue": "email_queue"}
     for _ in range(2):
         kit.publish_event(event, queue=DLQ, headers=headers)
-    assert ids(kit.run_ok(SCRIPT, "--json", "--idle-timeout", "2")) == [event.id] * 2
+    assert ids(kit.call_ok(SCRIPT, "--json", "--idle-timeout", "2")) == [event.id] * 2
 
 
 def test_a_limit_stops_the_view_and_filters_select(kit):
     dead_letter(kit, "email")
     chosen = dead_letter(kit, "loyalty", ValueError("saldo"))
     dead_letter(kit, "loyalty")
-    assert ids(kit.run_ok(SCRIPT, "--json", "--consumer", "loyalty", "--error", "SALDO",
-                          "--limit", "1")) == [chosen]
-    assert ids(kit.run_ok(SCRIPT, "--json", "--id", chosen, "--idle-timeout", "2")) == [chosen]
+    assert ids(kit.call_ok(SCRIPT, "--json", "--consumer", "loyalty", "--error", "SALDO",
+                           "--limit", "1")) == [chosen]
     # The view shows the last eight characters of an id.
-    assert ids(kit.run_ok(SCRIPT, "--json", "--id", chosen[-8:], "--idle-timeout", "2")) == [chosen]
-    assert ids(kit.run_ok(SCRIPT, "--json", "--id", chosen[-7:], "--idle-timeout", "2")) == []
-    assert len(ids(kit.run_ok(SCRIPT, "--json", "--limit", "2"))) == 2
+    for wanted in (chosen, chosen[-8:]):
+        assert ids(kit.call_ok(SCRIPT, "--json", "--id", wanted, "--limit", "1")) == [chosen]
+    assert ids(kit.call_ok(SCRIPT, "--json", "--id", chosen[-7:], "--idle-timeout", "1")) == []
+    assert len(ids(kit.call_ok(SCRIPT, "--json", "--limit", "2"))) == 2
     kit.wait_for_depth(DLQ, 3)
 
 
@@ -195,7 +195,7 @@ def test_a_summary_counts_by_error_and_consumer(kit):
         {"error": "OSError", "consumer": "email", "count": 3},
         {"error": "OSError", "consumer": "loyalty", "count": 2},
         {"error": "ValueError", "consumer": "email", "count": 1}]
-    lines = [line.split() for line in kit.run_ok(SCRIPT, "--summary").stdout.splitlines()]
+    lines = [line.split() for line in kit.call_ok(SCRIPT, "--summary").stdout.splitlines()]
     assert ["OSError", "email", "3"] in lines and lines[-1] == ["total:", "6"]
     kit.wait_for_depth(DLQ, 6)
 
@@ -205,7 +205,7 @@ def test_a_summary_counts_by_error_and_consumer(kit):
 
 def test_an_export_contains_every_dead_letter_and_removes_none(kit):
     made = [dead_letter(kit) for _ in range(3)]
-    kit.run_ok(SCRIPT, "--export", "fallidos.jsonl")
+    kit.call_ok(SCRIPT, "--export", "fallidos.jsonl")
     lines = (kit.state.parent / "fallidos.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == made
     kit.wait_for_depth(DLQ, 3)
@@ -215,7 +215,7 @@ def test_an_export_contains_every_dead_letter_and_removes_none(kit):
 def test_an_export_never_overwrites_a_file(kit):
     dead_letter(kit)
     (kit.state.parent / "fallidos.jsonl").write_text("de ayer")
-    refused = kit.run(SCRIPT, "--export", "fallidos.jsonl")
+    refused = kit.call(SCRIPT, "--export", "fallidos.jsonl")
     assert refused.returncode == 1 and "ya existe" in refused.stderr
     assert (kit.state.parent / "fallidos.jsonl").read_text() == "de ayer"
     assert [file.name for file in kit.state.parent.iterdir()
@@ -229,7 +229,7 @@ def test_an_export_that_cannot_be_written_leaves_no_file(kit, target, code):
     dead_letter(kit)
     (kit.state.parent / "a-file").write_text("x")
     before = set(kit.state.parent.rglob("*"))
-    refused = kit.run(SCRIPT, "--export", target)
+    refused = kit.call(SCRIPT, "--export", target)
     assert refused.returncode == code, refused.stdout + refused.stderr
     assert "Traceback" not in refused.stderr and len(refused.stderr.splitlines()) == 1
     assert set(kit.state.parent.rglob("*")) == before
@@ -241,7 +241,7 @@ def test_an_export_that_cannot_be_written_leaves_no_file(kit, target, code):
 
 def test_a_replay_goes_to_the_source_queue_only_as_a_first_attempt(kit):
     event_id = dead_letter(kit, "loyalty", headers={"traceparent": "abc", "x-replays": 1})
-    kit.run_ok(SCRIPT, "--replay")
+    kit.call_ok(SCRIPT, "--replay")
     assert kit.depth(DLQ) == 0
     assert depths(kit) == [0, 1, 0]
     [(properties, body)] = kit.messages("loyalty_queue")
@@ -255,7 +255,7 @@ def test_a_replay_goes_to_the_source_queue_only_as_a_first_attempt(kit):
 def test_a_dry_run_prints_its_actions_and_changes_nothing(kit):
     made = [dead_letter(kit), dead_letter(kit)]
     for action, outcome in (("--replay", "would_replay"), ("--discard", "would_discard")):
-        results = objects(kit.run_ok(SCRIPT, action, "--dry-run", "--json"))
+        results = objects(kit.call_ok(SCRIPT, action, "--dry-run", "--json"))
         assert [(one["id"], one["outcome"]) for one in results] == [
             (event_id, outcome) for event_id in made]
     kit.wait_for_depth(DLQ, 2)
@@ -268,13 +268,13 @@ def test_filters_and_a_limit_select_and_the_others_stay(kit, action):
     for consumer, error in (("email", OSError("x")), ("loyalty", ValueError("saldo")),
                             ("analytics", OSError("saldo"))):
         dead_letter(kit, consumer, error)
-    assert ids(kit.run_ok(SCRIPT, *action, "--json", "--id", by_id)) == [by_id]
+    assert ids(kit.call_ok(SCRIPT, *action, "--json", "--id", by_id)) == [by_id]
     kit.wait_for_depth(DLQ, 3)
-    assert len(ids(kit.run_ok(SCRIPT, *action, "--json", "--error", "saldo", "--limit", "1"))) == 1
+    assert len(ids(kit.call_ok(SCRIPT, *action, "--json", "--error", "saldo", "--limit", "1"))) == 1
     kit.wait_for_depth(DLQ, 2)
-    kit.run_ok(SCRIPT, *action, "--consumer", "analytics")
+    kit.call_ok(SCRIPT, *action, "--consumer", "analytics")
     kit.wait_for_depth(DLQ, 1)
-    assert objects(kit.run_ok(SCRIPT, "--json", "--limit", "1"))[0]["consumer"] == "email"
+    assert objects(kit.call_ok(SCRIPT, "--json", "--limit", "1"))[0]["consumer"] == "email"
     assert depths(kit) == ([1, 1, 1] if action == ["--replay"] else [0, 0, 0])
 
 
@@ -295,12 +295,12 @@ def test_a_dead_letter_without_its_queue_stays_and_the_others_are_replayed(kit):
     stuck, replayable = dead_letter(kit, "email"), dead_letter(kit, "loyalty")
     with kit.channel() as channel:
         channel.queue_delete("email_queue")
-    result = kit.run(SCRIPT, "--replay", "--json")
+    result = kit.call(SCRIPT, "--replay", "--json")
     assert result.returncode == 3
     assert {one["id"]: one["outcome"] for one in objects(result)} == {
         stuck: "refused", replayable: "replayed"}
     kit.wait_for_depth(DLQ, 1)
-    assert ids(kit.run_ok(SCRIPT, "--json", "--limit", "1")) == [stuck]
+    assert ids(kit.call_ok(SCRIPT, "--json", "--limit", "1")) == [stuck]
     assert kit.depth("loyalty_queue") == 1
 
 
@@ -312,7 +312,7 @@ def test_a_dead_letter_is_removed_only_after_its_copy_is_confirmed(kit):
                               arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     for _ in range(3):
         dead_letter(kit, "email")
-    result = kit.run(SCRIPT, "--replay", "--json")
+    result = kit.call(SCRIPT, "--replay", "--json")
     assert result.returncode == 3
     assert Counter(one["outcome"] for one in objects(result)) == {"replayed": 1, "refused": 2}
     kit.wait_for_depth(DLQ, 2)
@@ -322,7 +322,7 @@ def test_a_dead_letter_is_removed_only_after_its_copy_is_confirmed(kit):
 def test_a_dead_letter_of_unknown_origin_stays_and_is_reported(kit):
     kit.publish_event(queue=DLQ)
     kit.publish_event(queue=DLQ, headers={"x-source-queue": "somebody_elses_queue"})
-    result = kit.run(SCRIPT, "--replay", "--json")
+    result = kit.call(SCRIPT, "--replay", "--json")
     assert result.returncode == 3
     assert [one["outcome"] for one in objects(result)] == ["unknown_queue"] * 2
     kit.wait_for_depth(DLQ, 2)
@@ -330,11 +330,11 @@ def test_a_dead_letter_of_unknown_origin_stays_and_is_reported(kit):
 
 @pytest.mark.parametrize("mode", ["transient", "permanent"])
 def test_a_replay_ends_although_every_message_fails_again(kit, mode):
-    kit.run_ok("simulate_fail_publisher.py", "--count", "4", "--mode", mode,
-               "--consumer", "loyalty")
+    kit.call_ok("simulate_fail_publisher.py", "--count", "4", "--mode", mode,
+                "--consumer", "loyalty")
     running = kit.start_consumer("loyalty", "--json")
     kit.wait_for_depth(DLQ, 4)
-    result = kit.run_ok(SCRIPT, "--replay", "--rate", "2", "--json")
+    result = kit.call_ok(SCRIPT, "--replay", "--rate", "2", "--json")
     assert Counter(ids(result)) == Counter(set(ids(result))) and len(ids(result)) == 4
     kit.wait_for_depth(DLQ, 4)
     assert running.interrupt() == 0
@@ -385,7 +385,7 @@ def test_a_replay_during_a_live_view_sends_every_dead_letter_once(kit):
     made = [dead_letter(kit) for _ in range(150)]
     view = kit.start(SCRIPT, "--json")
     wait_until(lambda: view.out, "the view to print", view.text)
-    result = kit.run_ok(SCRIPT, "--replay", "--json")
+    result = kit.call_ok(SCRIPT, "--replay", "--json")
     assert Counter(ids(result)) == Counter(made)
     kit.wait_for_depth("email_queue", 150)
     assert kit.depth(DLQ) == 0
@@ -399,7 +399,7 @@ def test_a_live_view_shows_a_message_that_fails_again(kit, monkeypatch):
     """The depth is the same before and after: only the next look of all finds it."""
     monkeypatch.setattr(live, "LOOK_AGAIN_S", 2)
     monkeypatch.setattr(cli, "stop_on_signals", lambda *_, **__: None)  # those of pytest stay
-    kit.run_ok("simulate_fail_publisher.py", "--mode", "permanent", "--consumer", "loyalty")
+    kit.call_ok("simulate_fail_publisher.py", "--mode", "permanent", "--consumer", "loyalty")
     kit.start_consumer("loyalty")
     shown = []
 
@@ -418,7 +418,7 @@ def test_a_live_view_shows_a_message_that_fails_again(kit, monkeypatch):
 
 def test_a_discard_asks_and_no_answer_means_no(kit):
     dead_letter(kit)
-    for result in (kit.run(SCRIPT, "--discard"), kit.run_at_terminal("n\n", SCRIPT, "--discard")):
+    for result in (kit.call(SCRIPT, "--discard"), kit.run_at_terminal("n\n", SCRIPT, "--discard")):
         assert result.returncode == 1
         assert "No se borra nada" in result.stdout + (result.stderr or "")
     kit.wait_for_depth(DLQ, 1)
@@ -429,7 +429,7 @@ def test_a_discard_asks_and_no_answer_means_no(kit):
 
 def test_a_discard_with_yes_does_not_ask(kit):
     made = [dead_letter(kit) for _ in range(3)]
-    results = objects(kit.run_ok(SCRIPT, "--discard", "--yes", "--json"))
+    results = objects(kit.call_ok(SCRIPT, "--discard", "--yes", "--json"))
     assert [(one["id"], one["outcome"]) for one in results] == [
         (event_id, "discarded") for event_id in made]
     assert kit.depth(DLQ) == 0 and depths(kit) == [0, 0, 0]
@@ -491,23 +491,23 @@ def test_a_dead_letter_made_by_the_broker_is_shown_and_replayed(kit, how, reason
     with kit.channel() as channel:
         how(channel)
     kit.wait_for_depth(DLQ, 1)
-    [shown] = objects(kit.run_ok(SCRIPT, "--json", "--limit", "1"))
+    [shown] = objects(kit.call_ok(SCRIPT, "--json", "--limit", "1"))
     assert (shown["id"], shown["consumer"], shown["source_queue"], shown["error_type"]) == (
         event.id, "email", "email_queue", reason)
     assert shown["error_message"] and shown["failed_at"].startswith(events.now()[:11])
-    kit.run_ok(SCRIPT, "--replay", "--limit", "1")
+    kit.call_ok(SCRIPT, "--replay", "--limit", "1")
     assert kit.depth(DLQ) == 0 and depths(kit) == [1, 0, 0]
-    kit.run_ok("email_consumer_simple.py", "--limit", "1")
+    kit.call_ok("email_consumer_simple.py", "--limit", "1")
     assert kit.report("email_consumer_simple.py") == {"emails": 1}
 
 
 def test_a_dead_letter_with_an_invalid_body_is_replayed_unchanged(kit):
     kit.publish(b"\x00\xff", queue="loyalty_queue",
                 properties=pika.BasicProperties(delivery_mode=2))
-    kit.run_ok("loyalty_consumer_simple.py", "--limit", "1")
+    kit.call_ok("loyalty_consumer_simple.py", "--limit", "1")
     kit.wait_for_depth(DLQ, 1)
-    [shown] = objects(kit.run_ok(SCRIPT, "--json", "--limit", "1"))
+    [shown] = objects(kit.call_ok(SCRIPT, "--json", "--limit", "1"))
     assert (shown["type"], shown["error_type"]) == ("evento inválido", "MalformedEvent")
     assert shown["body_base64"] == "AP8="
-    kit.run_ok(SCRIPT, "--replay", "--limit", "1")
+    kit.call_ok(SCRIPT, "--replay", "--limit", "1")
     assert [body for _, body in kit.messages("loyalty_queue")] == [b"\x00\xff"]

@@ -58,7 +58,7 @@ def test_classic_queues_keep_level_2_and_quorum_queues_both_levels_after_a_crash
     for kind, kit in kits.items():
         kit.state.mkdir(parents=True)
         create_vhost(own_kit.node.management_url, "guest", "guest", kind)
-        kit.run_ok("setup_queues.py")
+        kit.declare()
         # The last event is confirmed: then a classic queue has written all earlier ones, too.
         for level in (1, 2, 3):
             running = publisher(kit, level, 1 if level == 3 else 25)
@@ -136,7 +136,7 @@ def test_consumers_wait_for_an_absent_broker_and_level_3_gives_up(own_kit):
 
 def test_level_3_and_retries_wait_out_a_memory_alarm(own_kit):
     kit = own_kit.using(delays="1")
-    kit.run_ok("setup_queues.py")
+    kit.declare()
     made = []
     for number in range(10):  # five of these events fail once; before each other, a batch ends
         mode, times = ("flaky", 1) if number % 2 else ("slow", 0)
@@ -205,8 +205,8 @@ def test_a_consumer_reports_its_deleted_queue_and_continues(kit):
 
 def test_ctrl_c_with_pending_retry_copies_loses_nothing(kit):
     kit = kit.using(delays="600")
-    kit.run_ok("setup_queues.py")
-    kit.run_ok("simulate_fail_publisher.py", "--count", "500", "--json")
+    kit.declare()
+    kit.call_ok("simulate_fail_publisher.py", "--count", "500", "--json")
     consumer = kit.start("email_consumer_simple.py")
     consumer.wait_for("intento 1")
     stop(consumer)

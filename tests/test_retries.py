@@ -26,8 +26,8 @@ def attempts(running) -> list[tuple[str, int]]:
 
 
 def fail(kit, mode: str, *arguments: str):
-    return kit.run_ok("simulate_fail_publisher.py", "--mode", mode, "--consumer", "loyalty",
-                      *arguments)
+    return kit.call_ok("simulate_fail_publisher.py", "--mode", mode, "--consumer", "loyalty",
+                       *arguments)
 
 
 # ---------------------------------------------------------------- delays and modes
@@ -75,7 +75,7 @@ def test_flaky_beyond_the_last_delay_is_a_dead_letter_whose_replay_succeeds(kit)
     running = kit.start(LOYALTY, "--json")
     fail(kit, "flaky", "--times", "5")
     kit.wait_for_depth("dead_letter_queue", 1)
-    kit.run_ok("dead_letter_consumer.py", "--replay")
+    kit.call_ok("dead_letter_consumer.py", "--replay")
     wait_until(lambda: len(running.out) == 6, "six attempts", running.text)
     assert attempts(running) == [("retry", 1), ("retry", 2), ("retry", 3), ("dead", 4),
                                  ("retry", 1), ("done", 2)]
@@ -122,9 +122,9 @@ def test_unroutable_is_returned_and_reaches_no_queue(kit):
 
 
 def test_malformed_is_an_unchanged_dead_letter_of_each_consumer(kit):
-    kit.run_ok("simulate_fail_publisher.py", "--mode", "malformed")
+    kit.call_ok("simulate_fail_publisher.py", "--mode", "malformed")
     for script in ("email_consumer_simple.py", LOYALTY, "analytics_consumer.py"):
-        kit.run_ok(script, "--limit", "1")
+        kit.call_ok(script, "--limit", "1")
     kit.wait_for_depth("dead_letter_queue", 3)
     dead_letters = kit.messages("dead_letter_queue")
     assert {properties.headers["x-consumer"] for properties, _ in dead_letters} == set(NAMES)
@@ -138,7 +138,7 @@ def test_malformed_is_an_unchanged_dead_letter_of_each_consumer(kit):
 
 def test_a_failure_in_one_consumer_does_not_affect_the_others(kit):
     running = {name: kit.start_consumer(name, "--json") for name in NAMES}
-    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--count", "2")
+    kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--count", "2")
     kit.wait_for_depth("dead_letter_queue", 2)
     assert attempts(running["loyalty"]) == attempts(running["analytics"]) == [("done", 1)] * 2
     assert len(attempts(running["email"])) == 8
@@ -197,7 +197,7 @@ def test_a_dead_letter_has_its_history_and_an_unchanged_body(kit):
 def test_a_retry_copy_is_persistent_and_has_no_expiration(kit):
     kit = kit.using(delays="60")
     fail(kit, "transient")
-    kit.run_ok(LOYALTY, "--limit", "1")
+    kit.call_ok(LOYALTY, "--limit", "1")
     kit.wait_for_depth("loyalty_queue.retry.60s", 1)
     [(properties, _)] = kit.messages("loyalty_queue.retry.60s")
     assert (properties.delivery_mode, properties.expiration) == (2, None)
@@ -233,7 +233,7 @@ def publish_failing_event(kit, mode: str, number: int) -> events.Event:
 
 def differences(kit) -> str:
     """Return what --check prints, except for missing queues of other consumers."""
-    lines = kit.run("setup_queues.py", "--check").stdout.splitlines()
+    lines = kit.call("setup_queues.py", "--check").stdout.splitlines()
     return "\n".join(line for line in lines
                      if "ya existe con" in line or "falta la cola loyalty" in line)
 
