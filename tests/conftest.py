@@ -27,12 +27,14 @@ import pika
 import pytest
 
 from common import cli, config, console, events, exchange, publishing
+from common.views import dead_letters
 from tools import run_tests
 from tools.install import has_apt
 from tools.node import Node, create_vhost, delete_vhost, find_server, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
+PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
 
 
@@ -141,9 +143,14 @@ class Kit:
         """Run a script that must exit with 0."""
         return succeeded(self.run(script, *arguments, **more))
 
-    def call(self, script: str, *arguments: str, timeout: float = 60, **environment):
+    def call(self, script: str, *arguments: str, typed: str | None = None, timeout: float = 60,
+             **environment):
         """Like run(), but in this process, without the start of Python: for what is not about
-        processes. A traceback fails the test; after the timeout, the script gets a Ctrl-C."""
+        processes. A traceback fails the test; after the timeout, the script gets a Ctrl-C. It waits
+        for PATIENCE_S only for dead letters that another program holds.
+
+        typed: what is typed at the terminal; None if there is no terminal.
+        """
         main = importlib.import_module(Path(script).stem).main
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -152,8 +159,10 @@ class Kit:
             for name, value in self.environment(**environment).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", [script, *arguments])
-            patch.setattr(sys, "stdin", io.StringIO())
+            patch.setattr(sys, "stdin", io.StringIO(typed))
+            patch.setattr(sys.stdin, "isatty", lambda: typed is not None)
             patch.setattr(console, "json_mode", False)
+            patch.setattr(dead_letters.look, "__defaults__", (PATIENCE_S,))
             patch.chdir(self.state.parent)
             watchdog.start()
             try:

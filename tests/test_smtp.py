@@ -93,7 +93,7 @@ def test_a_duplicate_event_is_not_mailed_again(kit, mail_server):
 
 def test_two_processes_share_the_mails_and_send_each_once(kit, mail_server):
     made = publish_to(kit, *(f"u{number}" for number in range(60)))
-    flags = ("--idle-timeout", "3", "--prefetch", "5", "--smtp-url", mail_server.url)
+    flags = ("--idle-timeout", "1", "--prefetch", "5", "--smtp-url", mail_server.url)
     pair = [kit.start(EMAIL, *flags) for _ in range(2)]
     assert [running.end() for running in pair] == [0, 0]
     recipients = sorted(sent["X-RcptTo"] for sent in mail_server.messages())
@@ -120,6 +120,7 @@ def test_a_consumer_killed_before_the_ledger_commit_resends_the_same_message_id(
 
 
 def test_451_is_retried_and_550_is_a_dead_letter_at_once(kit, mail_server):
+    kit = kit.using(delays="0.1,0.2,0.3")
     publish_to(kit, "espera", "nadie", "zoe")
     running = kit.start(EMAIL, "--json", "--smtp-url", mail_server.url)
     kit.wait_for_depth("dead_letter_queue", 2)
