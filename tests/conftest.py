@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
 PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
+own_parts: set[str] = set()  # taken by this pytest, of those that run at once
 
 
 def pytest_addoption(parser):
@@ -48,6 +49,28 @@ def pytest_addoption(parser):
 def pytest_ignore_collect(collection_path, config):
     """Ignore tests/faults without --faults. None leaves the decision to pytest."""
     return True if collection_path.name == "faults" and not config.getoption("--faults") else None
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, and end with tests/faults (tools/run_tests.py)."""
+    items.sort(key=lambda item: (part_of(item) == "faults", part_of(item) != "test_lab.py"))
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """Leave out a part that another pytest has taken. None runs the test, as usual."""
+    part, folder = part_of(item), os.environ.get(run_tests.TAKEN)
+    if folder and part not in own_parts:
+        try:
+            (Path(folder) / part).mkdir()
+        except FileExistsError:
+            return True
+        own_parts.add(part)
+    return None
+
+
+def part_of(item) -> str:
+    """What one pytest runs: a file, or all of tests/faults, one after the other."""
+    return "faults" if item.path.parent.name == "faults" else item.path.name
 
 
 @pytest.fixture(scope="session")
