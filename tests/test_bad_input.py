@@ -259,22 +259,6 @@ def test_an_encoded_password_works_and_missing_permissions_exit_with_78(kit, sha
     assert_refused(plain.call(SETUP), 78, "RABBITMQ_URL")
 
 
-def test_levels_1_and_2_report_an_unknown_outcome_when_the_broker_dies(own_kit):
-    own_kit.declare()
-    running = {level: own_kit.start(PUBLISHER, "--level", level, *USER, "--count", "100000",
-                                    "--rate", "500", "--json")
-               for level in "12"}
-    for publisher in running.values():
-        publisher.wait_for('"outcome": "sent"', count=50)
-    own_kit.node.kill()
-    for publisher in running.values():
-        assert publisher.end(timeout=10) == 3
-        assert "Traceback" not in publisher.text()
-        assert len([line for line in publisher.err
-                    if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
-        assert len(publisher.out) < 100_000
-
-
 # ---------------------------------------------------------------- the state on disk
 
 ON_DISK = {"email": EMAIL, "loyalty": CONSUMERS[1], "analytics": CONSUMERS[2]}
@@ -356,7 +340,7 @@ def test_a_full_disk_exits_with_78_and_the_event_is_done_once_there_is_space(kit
     assert "Traceback" not in running.text() and len(running.err) == 1
     assert_refused(kit.call(ON_DISK[name], "--limit", "1"), 78, str(kit.state))
     (kit.state / "ballast").unlink()
-    kit.call_ok(ON_DISK[name], "--idle-timeout", "2")
+    kit.call_ok(ON_DISK[name], "--idle-timeout", "1")
     done = kit.report(ON_DISK[name])
     with sqlite3.connect(kit.state / f"{name}.db") as ledger:
         rows = ledger.execute("SELECT count(*) FROM done").fetchone()[0]
@@ -451,19 +435,19 @@ def test_a_question_on_a_full_disk_deletes_nothing(kit):
     kit.wait_for_depth("dead_letter_queue", 1)
 
 
-def test_a_consumer_whose_output_is_full_ends_when_its_connection_is_lost(own_kit, mount):
+def test_a_consumer_whose_output_is_full_ends_when_its_connection_is_lost(kit, mount):
     """The I/O thread prints that; it must not be stuck, or the consumer waits for ever."""
     printed = mount("size=64k") / "salida.txt"
     with printed.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / EMAIL)], env=own_kit.environment(),
+            [sys.executable, str(ROOT / EMAIL)], env=kit.environment(),
             stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE, text=True)
         try:
             wait_until(lambda: "escucha" in printed.read_text(), "the consumer")
             fill(printed.parent)
             file.write(" " * (4096 - printed.stat().st_size))  # what is left of its own page
             file.flush()
-            own_kit.node.kill()
+            kit.node.ctl("close_all_connections", "-p", kit.url.rpartition("/")[2], "a test")
             assert process.wait(10) == 78
             [sentence] = process.stderr.read().splitlines()
             assert sentence.startswith("No se puede escribir en la salida (no queda espacio)")

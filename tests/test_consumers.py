@@ -310,7 +310,7 @@ def test_a_killed_consumer_loses_nothing_and_repeats_no_effect(kit):
         wait_until(lambda: len(running.out) > 20, "some events", running.text)
         running.kill()
     assert kit.report(LOYALTY)["accounts"] < 1500  # it was killed in the middle
-    kit.call_ok(LOYALTY, "--idle-timeout", "2")
+    kit.call_ok(LOYALTY, "--idle-timeout", "1")
     assert kit.report(LOYALTY) == {"accounts": 1500, "points": 150_000}
     assert kit.depth("loyalty_queue") == kit.depth("dead_letter_queue") == 0
 
@@ -321,7 +321,7 @@ def test_a_killed_consumer_loses_nothing_and_repeats_no_effect(kit):
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_shutdown_finishes_the_current_event_and_requeues_the_others(kit, signal_number):
     kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
-                "--seconds", "2")
+                "--seconds", "1")
     publish(kit, 8)
     running = kit.start("email_consumer_simple.py")
     kit.wait_for_depth("email_queue", 0)  # it holds all nine and handles the slow one

@@ -122,19 +122,6 @@ def test_with_json_each_look_has_the_time_to_the_next_return(kit):
     assert running.interrupt() == consumer.interrupt() == 0
 
 
-def test_the_view_survives_a_broker_crash(own_kit):
-    own_kit.declare()
-    running = own_kit.start(SETUP, "--watch")
-    running.wait_for("todo vacío")
-    own_kit.node.kill()
-    running.wait_for("Se sigue intentando")
-    own_kit.node.start()
-    running.wait_for("Conectado de nuevo")
-    own_kit.publish_event(queue="email_queue")
-    running.wait_for("email_queue 1")
-    assert running.interrupt() == 0
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
 def test_a_terminal_of_80_columns_is_redrawn_in_place(kit):
     import fcntl

@@ -146,7 +146,7 @@ class Player:
         elif script == "dead_letter_consumer.py" and not ENDS & set(arguments):
             self.running.append(self.kit.start(script, *arguments))
         else:
-            self.finished += self.kit.run_ok(script, *arguments).stdout.splitlines()
+            self.finished += self.kit.call_ok(script, *arguments).stdout.splitlines()
 
     def look_for(self, lines: list[str]) -> None:
         assert lines

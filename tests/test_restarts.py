@@ -109,12 +109,23 @@ def test_a_frozen_broker_loses_no_event_and_blocks_no_shutdown(own_kit):
     assert set(queued(kit, "loyalty_queue")) | done_ids(kit, "loyalty") >= confirmed
 
 
-def test_consumers_wait_for_an_absent_broker_and_level_3_gives_up(own_kit):
+def test_when_the_broker_dies_consumers_and_views_wait_and_publishers_give_up(own_kit):
+    """Level 3 after its timeout; levels 1 and 2 at once, and they report an unknown outcome."""
     kit = own_kit
+    view = kit.start("setup_queues.py", "--watch")
     email = kit.start_consumer("email")
+    without_confirms = [publisher(kit, level, 100_000, "--rate", "500") for level in (1, 2)]
+    for script in without_confirms:
+        script.wait_for('"sent"', count=50)
     running = publisher(kit, 3, 1000, "--rate", "200", "--timeout", "2")
     running.wait_for('"confirmed"', count=100)
     kit.node.kill()
+    for script in without_confirms:
+        assert script.end(timeout=10) == 3 and len(script.out) < 100_000
+        assert "Traceback" not in script.text()
+        assert len([line for line in script.err
+                    if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
+    view.wait_for("Se sigue intentando")
     email.wait_for("Sin conexión con el broker")
     loyalty = kit.start("loyalty_consumer_simple.py")
     loyalty.wait_for("Sin conexión con el broker")
@@ -132,6 +143,10 @@ def test_consumers_wait_for_an_absent_broker_and_level_3_gives_up(own_kit):
         consumer.wait_for("Conectado de nuevo")
         wait_until(lambda: done_ids(kit, name) >= confirmed, f"{name} to be done")
         stop(consumer)
+    view.wait_for("Conectado de nuevo")
+    kit.publish(b"x", queue=DEAD_LETTER_QUEUE)
+    view.wait_for(f"{DEAD_LETTER_QUEUE} 1")
+    stop(view)
 
 
 def test_level_3_and_retries_wait_out_a_memory_alarm(own_kit):
