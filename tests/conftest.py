@@ -112,6 +112,8 @@ def own_kit(mortal_node, tmp_path):
     mortal_node.start()
     with own_vhost(mortal_node, tmp_path) as own:
         yield own
+        if os.name != "nt" and mortal_node.running:
+            mortal_node.thaw()  # a test that fails may leave it frozen
 
 
 @contextmanager

@@ -84,11 +84,11 @@ def test_a_frozen_broker_loses_no_event_and_blocks_no_shutdown(own_kit):
     email, loyalty = kit.start_consumer("email"), kit.start_consumer("loyalty")
     view = kit.start("dead_letter_consumer.py")
     view.wait_for("Mirando")
-    running = publisher(kit, 3, 1500, "--rate", "300")
-    running.wait_for('"confirmed"', count=300)
     others = [publisher(kit, level, 9999, "--rate", "50") for level in (1, 2, 3)]
     for other in others:
         other.wait_for('"outcome"')
+    running = publisher(kit, 3, 1500, "--rate", "300")
+    running.wait_for('"confirmed"', count=300)
     kit.node.freeze()
     late = publisher(kit, 1, 1)
     for other in others:
