@@ -11,7 +11,7 @@ import pytest
 
 import simulate_fail_publisher
 from common import cli, config, exchange
-from tests.conftest import DELAYS, ROOT, wait_until
+from tests.conftest import DELAYS, ROOT, Kit, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ENGLISH = (ROOT / "README.en.md").read_text(encoding="utf-8")
@@ -86,9 +86,8 @@ def help_of(script: str) -> str:
     subcommands = [[]]
     if script == "kit.py":
         subcommands = [["demo"], ["test"], ["bench"], ["broker"], ["doctor"]]
-    return "".join(subprocess.run([sys.executable, str(ROOT / script), *subcommand, "--help"],
-                                  capture_output=True, text=True, encoding="utf-8",
-                                  check=True).stdout for subcommand in subcommands)
+    kit = Kit("", ROOT / "state")  # it needs neither
+    return "".join(kit.call_ok(script, *subcommand, "--help").stdout for subcommand in subcommands)
 
 
 def flags_of(script: str) -> set[str]:
