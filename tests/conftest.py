@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
 PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
+LONGEST = ("test_lab.py", "test_restarts.py")
 own_parts: set[str] = set()  # taken by this pytest, of those that run at once
 
 
@@ -53,7 +54,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, and end with tests/faults (tools/run_tests.py)."""
-    items.sort(key=lambda item: (part_of(item) == "faults", part_of(item) != "test_lab.py"))
+    items.sort(key=lambda item: (part_of(item) == "faults", part_of(item) not in LONGEST))
 
 
 def pytest_runtest_protocol(item, nextitem):
