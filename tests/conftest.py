@@ -1,12 +1,15 @@
-"""Fixtures and helpers: private brokers, and the kit's scripts as processes.
+"""Fixtures and helpers: private brokers, and the kit's scripts, as processes and in this one.
 
 A test uses only brokers that the test run started, so it may kill them. Without a rabbitmq-server
 on this machine, the tests that need one are skipped, or fail if KIT_REQUIRE_BROKER or CI is set
 (kit.py test sets the first).
 """
 
+import _thread
 import email
 import email.policy
+import importlib
+import io
 import json
 import os
 import signal
@@ -16,20 +19,25 @@ import sys
 import threading
 import time
 import uuid
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pika
 import pytest
 
-from common import config, events, publishing
+from common import cli, config, console, events, exchange, publishing
+from common.views import dead_letters
 from tools import run_tests
 from tools.install import has_apt
 from tools.node import Node, create_vhost, delete_vhost, find_server, free_port, new_node
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
+PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
+LONGEST = ("test_lab.py", "test_restarts.py")
+own_parts: set[str] = set()  # taken by this pytest, of those that run at once
 
 
 def pytest_addoption(parser):
@@ -42,6 +50,28 @@ def pytest_addoption(parser):
 def pytest_ignore_collect(collection_path, config):
     """Ignore tests/faults without --faults. None leaves the decision to pytest."""
     return True if collection_path.name == "faults" and not config.getoption("--faults") else None
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes longest, and end with tests/faults (tools/run_tests.py)."""
+    items.sort(key=lambda item: (part_of(item) == "faults", part_of(item) not in LONGEST))
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """Leave out a part that another pytest has taken. None runs the test, as usual."""
+    part, folder = part_of(item), os.environ.get(run_tests.TAKEN)
+    if folder and part not in own_parts:
+        try:
+            (Path(folder) / part).mkdir()
+        except FileExistsError:
+            return True
+        own_parts.add(part)
+    return None
+
+
+def part_of(item) -> str:
+    """What one pytest runs: a file, or all of tests/faults, one after the other."""
+    return "faults" if item.path.parent.name == "faults" else item.path.name
 
 
 @pytest.fixture(scope="session")
@@ -62,30 +92,40 @@ def shared_node(server, tmp_path_factory):
         yield node
 
 
-@pytest.fixture
-def node(server, tmp_path):
-    """Start a node that one test may kill, freeze and restart."""
-    with new_node(tmp_path / "node") as own:
-        yield own
+@pytest.fixture(scope="session")
+def mortal_node(server, tmp_path_factory):
+    """Return a node for the tests that kill, freeze and restart it, one after the other."""
+    with Node(tmp_path_factory.mktemp("mortal-node")) as node:
+        yield node
 
 
 @pytest.fixture
 def kit(shared_node, tmp_path):
     """Return a Kit that uses its own vhost on the shared node."""
-    vhost = f"test-{uuid.uuid4().hex[:8]}"
-    create_vhost(shared_node.management_url, "guest", "guest", vhost)
-    own = Kit(shared_node.url.replace("%2F", vhost), tmp_path / "state")
-    yield own
-    own.close()
-    delete_vhost(shared_node.management_url, "guest", "guest", vhost)
+    with own_vhost(shared_node, tmp_path) as own:
+        yield own
 
 
 @pytest.fixture
-def own_kit(node, tmp_path):
+def own_kit(mortal_node, tmp_path):
     """Return a Kit on a node that the test may kill: own_kit.node."""
-    own = Kit(node.url, tmp_path / "state", node=node)
-    yield own
-    own.close()
+    mortal_node.start()
+    with own_vhost(mortal_node, tmp_path) as own:
+        yield own
+        if os.name != "nt" and mortal_node.running:
+            mortal_node.thaw()  # a test that fails may leave it frozen
+
+
+@contextmanager
+def own_vhost(node, folder: Path):
+    """Yield a Kit with a vhost of its own, which is deleted if the node is still alive."""
+    vhost = f"test-{uuid.uuid4().hex[:8]}"
+    create_vhost(node.management_url, "guest", "guest", vhost)
+    kit = Kit(node.url.replace("%2F", vhost), folder / "state", node=node)
+    yield kit
+    kit.close()
+    if node.running:
+        delete_vhost(node.management_url, "guest", "guest", vhost)
 
 
 @dataclass
@@ -128,9 +168,52 @@ class Kit:
 
     def run_ok(self, script: str, *arguments: str, **more):
         """Run a script that must exit with 0."""
-        result = self.run(script, *arguments, **more)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result
+        return succeeded(self.run(script, *arguments, **more))
+
+    def call(self, script: str, *arguments: str, typed: str | None = None, timeout: float = 60,
+             **environment):
+        """Like run(), but in this process, without the start of Python: for what is not about
+        processes. A traceback fails the test; after the timeout, the script gets a Ctrl-C. It waits
+        for PATIENCE_S only for dead letters that another program holds.
+
+        typed: what is typed at the terminal; None if there is no terminal.
+        """
+        main = importlib.import_module(Path(script).stem).main
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        watchdog = threading.Timer(timeout, _thread.interrupt_main)
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for name, value in self.environment(**environment).items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", [script, *arguments])
+            patch.setattr(sys, "stdin", io.StringIO(typed))
+            patch.setattr(sys.stdin, "isatty", lambda: typed is not None)
+            patch.setattr(console, "json_mode", False)
+            patch.setattr(dead_letters, "PATIENCE_S", PATIENCE_S)
+            patch.setattr(dead_letters, "ALONE_PATIENCE_S", PATIENCE_S)
+            patch.chdir(self.state.parent)
+            watchdog.start()
+            try:
+                cli.run(main)
+            except SystemExit as end:
+                code = end.code
+            finally:
+                watchdog.cancel()
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        for stream in (out, err):
+            stream.flush()
+        printed = (stream.buffer.getvalue().decode() for stream in (out, err))
+        return subprocess.CompletedProcess([script, *arguments], code, *printed)
+
+    def call_ok(self, script: str, *arguments: str, **more):
+        """Like run_ok(), but in this process."""
+        return succeeded(self.call(script, *arguments, **more))
+
+    def declare(self) -> None:
+        """Declare the whole topology, as setup_queues.py does."""
+        with self.channel() as channel:
+            exchange.declare(channel, self.settings)
 
     def run_at_terminal(self, typed: str, script: str, *arguments: str, timeout: float = 60,
                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT):
@@ -149,7 +232,7 @@ class Kit:
             os.close(terminal)
 
     def report(self, script: str) -> dict:
-        return json.loads(self.run_ok(script, "--report", "--json").stdout)
+        return json.loads(self.call_ok(script, "--report", "--json").stdout)
 
     def start(self, script: str, *arguments: str, **environment) -> "Running":
         """Start a script that runs until it is stopped."""
@@ -217,6 +300,11 @@ class Kit:
     def close(self) -> None:
         for running in self.started:
             running.kill()
+
+
+def succeeded(result):
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result
 
 
 class _Channel:
@@ -287,11 +375,12 @@ def _read_lines(stream, lines: list[str]) -> None:
 
 def wait_until(condition, what: str, more=lambda: "", timeout: float = WAIT_S) -> None:
     """Wait until the condition is true. Fail after the timeout."""
-    deadline = time.monotonic() + timeout
+    started_at = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - started_at
+        if waited_s > timeout:
             pytest.fail(f"timeout of {timeout:g} s while waiting for {what}\n{more()[-3000:]}")
-        time.sleep(0.05)
+        time.sleep(min(0.02 + waited_s / 10, 0.2))  # a condition may cost a connection
 
 
 # ---------------------------------------------------------------- mail

@@ -47,7 +47,7 @@ ACTIONS = {
     "end": lambda db: db.execute("END"),
     "or-rollback": lambda db: db.execute("INSERT OR ROLLBACK INTO effects VALUES ('normal 1')"),
     "roll-back-and-fail": roll_back_and_fail,
-    "sleep-1": lambda db: time.sleep(1),
+    "sleep-0.5": lambda db: time.sleep(0.5),
     "sleep-6": lambda db: time.sleep(6),
     "wait": wait_for_file_go,
     "normal": lambda db: None,

@@ -95,7 +95,7 @@ def test_terminal_escapes_in_an_event_are_never_printed(kit):
     declare(kit)
     kit.publish(b"\x1b[2J", queue="email_queue",
                 properties=pika.BasicProperties(message_id="\x1b]0;x\x07", delivery_mode=2))
-    result = kit.run_ok(EMAIL, "--limit", "1")
+    result = kit.call_ok(EMAIL, "--limit", "1")
     assert "MalformedEvent" in result.stdout
     assert "\x1b" not in result.stdout + result.stderr and "\x07" not in result.stdout
 
@@ -109,7 +109,7 @@ def test_steps_prints_the_life_of_each_event_in_order(kit):
     for event, mode in ((second, "none"), (second, "none"), (flaky, "flaky"), (dead, "permanent")):
         kit.publish_event(event, queue="loyalty_queue", headers={
             "x-simulate": {"consumer": "loyalty", "mode": mode, "number": 1}})
-    result = kit.run_ok(LOYALTY, "--steps", "--limit", "5")
+    result = kit.call_ok(LOYALTY, "--steps", "--limit", "5")
     transient = "SimulatedFailure: fallo 1 de 1"
     permanent = "PermanentError: falla siempre (simulado)"
     lines = [re.sub(r"\d\d:\d\d:\d\d +", "", line) for line in result.stdout.splitlines()[1:-1]]
@@ -149,10 +149,10 @@ def test_analytics_prints_a_live_summary(kit):
 
 def test_a_limit_leaves_the_rest_in_the_queue(kit):
     publish(kit, 10)
-    kit.run_ok(LOYALTY, "--limit", "4")
+    kit.call_ok(LOYALTY, "--limit", "4")
     kit.wait_for_depth("loyalty_queue", 6)
     assert kit.report(LOYALTY) == {"accounts": 4, "points": 400}
-    kit.run_ok(LOYALTY, "--limit", "6")
+    kit.call_ok(LOYALTY, "--limit", "6")
     assert kit.depth("loyalty_queue") == 0
     assert kit.report(LOYALTY) == {"accounts": 10, "points": 1000}
 
@@ -160,14 +160,14 @@ def test_a_limit_leaves_the_rest_in_the_queue(kit):
 def test_an_idle_timeout_stops_a_consumer_without_work(kit):
     publish(kit, 3)
     started_at = time.monotonic()
-    kit.run_ok(LOYALTY, "--idle-timeout", "1")
+    kit.call_ok(LOYALTY, "--idle-timeout", "1")
     assert time.monotonic() - started_at > 1
     assert kit.report(LOYALTY)["accounts"] == 3
 
 
 def test_prefetch_limits_the_unacked_messages(kit):
-    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
-               "--seconds", "30")
+    kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
+                "--seconds", "30")
     publish(kit, 9)
     running = kit.start_consumer("email", "--prefetch", "3")
     kit.wait_for_depth("email_queue", 7)
@@ -182,21 +182,21 @@ def test_a_report_is_read_from_disk_without_a_broker(kit):
     publish(kit, 3)
     [newest] = publish(kit, 1, "Mar.ORG")
     for script in SCRIPTS.values():
-        kit.run_ok(script, "--limit", "4")
+        kit.call_ok(script, "--limit", "4")
     kit = kit.using(url=NO_BROKER)
     day = events.now()[:10]
     assert kit.report(EMAIL) == {"emails": 4}
     assert kit.report(LOYALTY) == {"accounts": 4, "points": 400}
     assert kit.report(ANALYTICS) == {"events": 4, "by_type": {"UsuarioCreado": 4},
                                      "by_day": {day: 4}, "by_domain": {"eco.com": 3, "mar.org": 1}}
-    assert kit.run_ok(EMAIL, "--report").stdout.splitlines() == [
+    assert kit.call_ok(EMAIL, "--report").stdout.splitlines() == [
         "correos enviados: 4", "From: Ecomarket <bienvenida@ecomarket.example>",
         "To: Persona 0 <p0@Mar.ORG>", "Subject: Te damos la bienvenida, Persona 0",
         f"Date: {format_datetime(datetime.fromisoformat(newest.time[:19]))}", "",
         "Hola, Persona 0:", "",
         "Tu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!"]
-    assert kit.run_ok(LOYALTY, "--report").stdout == "cuentas: 4, puntos: 400\n"
-    table = kit.run_ok(ANALYTICS, "--report").stdout
+    assert kit.call_ok(LOYALTY, "--report").stdout == "cuentas: 4, puntos: 400\n"
+    table = kit.call_ok(ANALYTICS, "--report").stdout
     assert re.search(r"eco\.com +3  (█+)\n +mar\.org +1  (█+)", table)
     bars = re.findall(r"(?:eco\.com|mar\.org).*?(█+)", table)
     assert len(bars[0]) == 3 * len(bars[1])
@@ -208,7 +208,7 @@ def test_a_report_before_the_first_event_is_all_zeros_and_creates_no_file(kit):
     assert kit.report(EMAIL) == {"emails": 0}
     assert kit.report(LOYALTY) == {"accounts": 0, "points": 0}
     assert kit.report(ANALYTICS) == {"events": 0, "by_type": {}, "by_day": {}, "by_domain": {}}
-    nothing, counted, *_ = kit.run_ok(ANALYTICS, "--report").stdout.splitlines()
+    nothing, counted, *_ = kit.call_ok(ANALYTICS, "--report").stdout.splitlines()
     assert nothing.startswith(f"Todavía no hay nada en {kit.state / 'analytics.db'}: ")
     assert counted == "eventos contados: 0"
     assert list(kit.state.iterdir()) == []
@@ -216,7 +216,7 @@ def test_a_report_before_the_first_event_is_all_zeros_and_creates_no_file(kit):
 
 @pytest.mark.parametrize("script", SCRIPTS.values())
 def test_a_report_of_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit, script):
-    result = kit.run(script, "--report", "--state-dir", "nope")
+    result = kit.call(script, "--report", "--state-dir", "nope")
     assert (result.returncode, result.stdout) == (78, "")
     folder = kit.state.parent / "nope"
     assert result.stderr.startswith(f"No hay nada que mostrar: la carpeta {folder} no existe. ")
@@ -234,7 +234,7 @@ def test_each_email_is_a_row_with_its_event_its_recipient_and_a_complete_message
     declare(kit)
     event = kit.publish_event(events.user_created("José Ñandú, \"el\" 🎉", "jose+x@eco.com"))
     kit.publish_event(event)
-    kit.run_ok(EMAIL, "--limit", "2")
+    kit.call_ok(EMAIL, "--limit", "2")
     [(event_id, recipient, raw)] = outbox(kit)
     assert (event_id, recipient) == (event.id, "jose+x@eco.com")
     mail = email.message_from_bytes(raw, policy=email.policy.default)
@@ -264,7 +264,7 @@ def test_a_state_folder_of_an_earlier_version_is_used_as_it_is(kit):
         db.commit()
     assert kit.report(EMAIL) == {"emails": 0}
     leave_redelivered(kit, "email_queue")  # the first one, so its start is counted
-    result = kit.run_ok(EMAIL, "--json", "--limit", "2")
+    result = kit.call_ok(EMAIL, "--json", "--limit", "2")
     assert [one["outcome"] for one in records(result)] == ["duplicate", "done"]
     assert [event_id for event_id, _, _ in outbox(kit)] == [made[1].id]
     assert kit.report(EMAIL) == {"emails": 1} and old_mail.exists()
@@ -274,9 +274,10 @@ def test_a_state_folder_of_an_earlier_version_is_used_as_it_is(kit):
 
 
 def test_an_event_delivered_twice_has_one_effect(kit):
-    kit.run_ok("simulate_fail_publisher.py", "--mode", "duplicate", "--count", "2")
+    kit.call_ok("simulate_fail_publisher.py", "--mode", "duplicate", "--count", "2")
     for script in SCRIPTS.values():
-        outcomes = [one["outcome"] for one in records(kit.run_ok(script, "--json", "--limit", "4"))]
+        result = kit.call_ok(script, "--json", "--limit", "4")
+        outcomes = [one["outcome"] for one in records(result)]
         assert Counter(outcomes) == {"done": 2, "duplicate": 2}
     assert kit.report(EMAIL) == {"emails": 2}
     assert kit.report(LOYALTY) == {"accounts": 2, "points": 200}
@@ -288,7 +289,7 @@ def test_an_event_of_an_unknown_type_is_acked_and_skipped(kit):
     order = events.Event(events.user_created("A", "a@eco.com").id, "PedidoCreado", events.now())
     kit.publish_event(order)
     for name, script in SCRIPTS.items():
-        [one] = records(kit.run_ok(script, "--json", "--limit", "1"))
+        [one] = records(kit.call_ok(script, "--json", "--limit", "1"))
         assert (one["outcome"], one["event_id"]) == ("skipped", order.id)
         assert kit.depth(f"{name}_queue") == 0
     assert kit.depth("dead_letter_queue") == 0
@@ -313,7 +314,7 @@ def test_several_processes_share_a_queue_without_duplicate_effects(kit):
 
 def test_an_idle_consumer_deletes_old_ledger_rows(kit):
     publish(kit, 1)
-    kit.run_ok(SCRIPTS["loyalty"], "--limit", "1")
+    kit.call_ok(SCRIPTS["loyalty"], "--limit", "1")
     with closing(sqlite3.connect(kit.state / "loyalty.db")) as ledger:
         ledger.execute("UPDATE done SET done_at = 0")
         ledger.commit()
@@ -324,14 +325,14 @@ def test_an_idle_consumer_deletes_old_ledger_rows(kit):
 
 
 def test_a_killed_consumer_loses_nothing_and_repeats_no_effect(kit):
-    kit.run_ok("events_publisher_levels.py", "--level", "3", "--nombre", "Ana",
-               "--email", "ana@eco.com", "--count", "1500")
+    kit.call_ok("events_publisher_levels.py", "--level", "3", "--nombre", "Ana",
+                "--email", "ana@eco.com", "--count", "1500")
     for _ in range(2):
         running = kit.start(LOYALTY, "--json", "--prefetch", "3")
         wait_until(lambda: len(running.out) > 20, "some events", running.text)
         running.kill()
     assert kit.report(LOYALTY)["accounts"] < 1500  # it was killed in the middle
-    kit.run_ok(LOYALTY, "--idle-timeout", "2")
+    kit.call_ok(LOYALTY, "--idle-timeout", "1")
     assert kit.report(LOYALTY) == {"accounts": 1500, "points": 150_000}
     assert kit.depth("loyalty_queue") == kit.depth("dead_letter_queue") == 0
 
@@ -341,8 +342,8 @@ def test_a_killed_consumer_loses_nothing_and_repeats_no_effect(kit):
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_a_shutdown_finishes_the_current_event_and_requeues_the_others(kit, signal_number):
-    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
-               "--seconds", "2")
+    kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
+                "--seconds", "1")
     publish(kit, 8)
     running = kit.start("email_consumer_simple.py")
     kit.wait_for_depth("email_queue", 0)  # it holds all nine and handles the slow one
@@ -362,8 +363,8 @@ def test_an_idle_consumer_stops_within_two_seconds(kit):
 
 
 def test_a_second_ctrl_c_exits_at_once_and_the_event_stays_in_the_queue(kit):
-    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
-               "--seconds", "60")
+    kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
+                "--seconds", "60")
     running = kit.start("email_consumer_simple.py")
     kit.wait_for_depth("email_queue", 0)
     wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer")
@@ -437,7 +438,7 @@ def test_a_failure_in_an_ephemeral_consumer_is_a_dead_letter_at_once(kit):
     running.wait_for("cola efímera")
     _published_until_seen(kit, running)
     already = len(running.out)
-    kit.run_ok("simulate_fail_publisher.py", "--consumer", "loyalty", "--mode", "flaky")
+    kit.call_ok("simulate_fail_publisher.py", "--consumer", "loyalty", "--mode", "flaky")
     kit.wait_for_depth("dead_letter_queue", 1)
     wait_until(lambda: len(running.out) == already + 1, "its line", running.text)
     assert records(running)[-1]["outcome"] == "dead"
@@ -453,7 +454,7 @@ def test_a_failure_in_an_ephemeral_consumer_is_a_dead_letter_at_once(kit):
 
 def test_an_event_that_crashes_its_consumer_repeatedly_becomes_a_dead_letter(kit):
     before = publish(kit, 3)
-    kit.run_ok("simulate_fail_publisher.py", "--mode", "crash", "--consumer", "loyalty")
+    kit.call_ok("simulate_fail_publisher.py", "--mode", "crash", "--consumer", "loyalty")
     after = publish(kit, 3)
     crashes, lines = 0, []
     while True:
@@ -480,6 +481,6 @@ def test_eight_redeliveries_without_a_start_are_not_a_crash_loop(kit):
     publish(kit, 1)
     for _ in range(8):
         leave_redelivered(kit, "loyalty_queue")
-    [one] = records(kit.run_ok(LOYALTY, "--json", "--limit", "1"))
+    [one] = records(kit.call_ok(LOYALTY, "--json", "--limit", "1"))
     assert one["outcome"] == "done"
     assert kit.report(LOYALTY)["accounts"] == 1

@@ -92,7 +92,7 @@ def test_a_low_terminal_hides_the_retries_and_keeps_the_dead_letters(monkeypatch
 def test_without_a_terminal_each_change_is_one_line(kit):
     running = kit.start(SETUP, "--watch")
     running.wait_for("no hay colas")
-    kit.run_ok(SETUP)
+    kit.declare()
     running.wait_for("todo vacío")
     kit.publish_event(queue="loyalty_queue")
     running.wait_for("loyalty_queue 1")
@@ -110,7 +110,7 @@ def test_with_json_each_look_has_the_time_to_the_next_return(kit):
     wait_until(lambda: running.out, "the first look", running.text)
     # The retry queue of analytics is not declared yet.
     assert json.loads(running.out[0])["queues"][-2]["ready"] is None
-    kit.run_ok("simulate_fail_publisher.py", "--consumer", "email")
+    kit.call_ok("simulate_fail_publisher.py", "--consumer", "email")
 
     def last(name):
         return next(queue for queue in json.loads(running.out[-1])["queues"]
@@ -122,26 +122,13 @@ def test_with_json_each_look_has_the_time_to_the_next_return(kit):
     assert running.interrupt() == consumer.interrupt() == 0
 
 
-def test_the_view_survives_a_broker_crash(own_kit):
-    own_kit.run_ok(SETUP)
-    running = own_kit.start(SETUP, "--watch")
-    running.wait_for("todo vacío")
-    own_kit.node.kill()
-    running.wait_for("Se sigue intentando")
-    own_kit.node.start()
-    running.wait_for("Conectado de nuevo")
-    own_kit.publish_event(queue="email_queue")
-    running.wait_for("email_queue 1")
-    assert running.interrupt() == 0
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
 def test_a_terminal_of_80_columns_is_redrawn_in_place(kit):
     import fcntl
     import pty
     import termios
 
-    kit.run_ok(SETUP)
+    kit.declare()
     kit.publish_event(queue="email_queue")
     keyboard, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

@@ -6,6 +6,9 @@ import time
 from contextlib import closing
 
 from common import events
+from common.confirms import WINDOW
+from common.outbox import Outbox
+from common.publishing import BATCH
 from tests.conftest import wait_until
 
 CONSUMER, QUEUE = "tests/scripted_consumer.py", "loyalty_queue"
@@ -14,7 +17,7 @@ ENDS_THE_TRANSACTION = ("commit", "rollback", "with", "executescript", "end")
 
 def publish(kit, *names: str) -> list[str]:
     """Publish an event for each name to the consumer's queue, in this order. Return the ids."""
-    kit.run_ok("setup_queues.py")
+    kit.declare()
     return [kit.publish_event(events.user_created(name, "juan@eco.com"), queue=QUEUE).id
             for name in names]
 
@@ -33,17 +36,26 @@ def nombre(body: bytes) -> str:
 
 
 def test_confirmed_events_survive_the_death_of_their_publisher(kit):
-    kit.run_ok("setup_queues.py")
+    """What has no confirm yet is noted, and --resume sends exactly that."""
+    kit.declare()
     running = kit.start("events_publisher_levels.py", "--level", "3", "--nombre", "Juan",
-                        "--email", "juan@eco.com", "--count", "1000000", "--rate", "2000",
+                        "--email", "juan@eco.com", "--count", "1000000", "--rate", "1000",
                         "--json")
-    wait_until(lambda: len(running.out) > 1000, "1,000 answers", running.text)
+    wait_until(lambda: len(running.out) > 300, "300 answers", running.text)
     running.kill()
+    outbox = Outbox(kit.state)
+    noted = {event.id for event in outbox.left()}
+    # It notes an event right before it sends it, and deletes a batch of confirmed ones at once.
+    assert 0 < len(noted) <= WINDOW + 2 * BATCH
     whole_lines = [line for line in running.out if line.endswith("}")]  # the last may be cut
     confirmed = {json.loads(line)["id"] for line in whole_lines if '"confirmed"' in line}
-    assert len(confirmed) > 900
+    assert len(confirmed) > 250
+    resumed = kit.call_ok("events_publisher_levels.py", "--resume", "--json").stdout.splitlines()
+    assert {json.loads(line)["id"] for line in resumed} == noted and outbox.count() == 0
+    outbox.db.close()
     for queue in ("email_queue", "loyalty_queue", "analytics_queue"):
-        assert confirmed <= {properties.message_id for properties, _ in kit.messages(queue)}
+        assert confirmed | noted <= {properties.message_id
+                                     for properties, _ in kit.messages(queue)}
 
 
 # ---------------------------------------------------------------- what a handler may not do
@@ -85,10 +97,10 @@ def test_after_an_or_rollback_nothing_is_committed_nothing_is_acked_and_the_scri
 
 
 def test_two_processes_with_a_slow_handler_take_turns_and_the_waiting_one_hears_ctrl_c(kit):
-    publish(kit, *(f"sleep-1 {number}" for number in range(5)))
+    publish(kit, *(f"sleep-0.5 {number}" for number in range(5)))
     pair = [kit.start(CONSUMER, "--prefetch", "1") for _ in range(2)]
     for running in pair:  # neither starves, neither exits
-        running.wait_for("done sleep-1", count=2)
+        running.wait_for("done sleep-0.5", count=2)
     wait_until(lambda: len(effects(kit)) == 5, "five events")
     line = "Otro proceso está usando loyalty.db: se espera a que termine."
     before = [running.text().count(line) for running in pair]

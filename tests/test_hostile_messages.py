@@ -187,7 +187,7 @@ def sender(kit):
             for body, properties in messages:
                 channel.basic_publish("", queue, body, properties, mandatory=True)
 
-    kit.run_ok("setup_queues.py")
+    kit.declare()
     with kit.channel() as channel:
         for name in ("ajena", "copias"):
             channel.queue_declare(name, durable=True)
@@ -218,7 +218,7 @@ def consume(kit, name: str, count: int, *flags: str):
     """Run a consumer for `count` deliveries and check its output."""
     script = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
               "analytics": "analytics_consumer.py"}[name]
-    result = kit.run_ok(script, "--limit", str(count), "--idle-timeout", "20", *flags)
+    result = kit.call_ok(script, "--limit", str(count), "--idle-timeout", "20", *flags)
     assert_clean_output(result.stdout + result.stderr)
     return result
 
@@ -270,22 +270,22 @@ def test_hostile_dead_letters_are_shown_exported_and_replayed(kit, sender, tmp_p
     script = "dead_letter_consumer.py"
 
     all_of_them = ("--limit", str(len(bodies)), "--idle-timeout", "20")
-    shown = kit.run_ok(script, *all_of_them)
+    shown = kit.call_ok(script, *all_of_them)
     assert len([line for line in shown.stdout.splitlines()
                 if line.startswith("mensaje fallido ")]) == len(bodies)
-    lines = kit.run_ok(script, *all_of_them, "--json").stdout.splitlines()
+    lines = kit.call_ok(script, *all_of_them, "--json").stdout.splitlines()
     as_json = [json.loads(line) for line in lines]
     assert sorted(map(body_of, as_json)) == bodies
-    summary = kit.run_ok(script, "--summary")
+    summary = kit.call_ok(script, "--summary")
     assert f"total: {len(bodies)}" in summary.stdout
-    lines = kit.run_ok(script, "--summary", "--json").stdout.splitlines()
+    lines = kit.call_ok(script, "--summary", "--json").stdout.splitlines()
     assert sum(json.loads(line)["count"] for line in lines) == len(bodies)
-    kit.run_ok(script, "--export", str(tmp_path / "fallidos.jsonl"))
+    kit.call_ok(script, "--export", str(tmp_path / "fallidos.jsonl"))
     exported = (tmp_path / "fallidos.jsonl").read_text(encoding="utf-8").splitlines()
     assert sorted(body_of(json.loads(line)) for line in exported) == bodies
 
     copies = kit.depth("copias")
-    replayed = kit.run(script, "--replay")
+    replayed = kit.call(script, "--replay")
     assert replayed.returncode == 3  # those of unknown origin stay
     for result in (shown, summary, replayed):
         assert_clean_output(result.stdout + result.stderr)
@@ -304,9 +304,10 @@ def body_of(dead_letter: dict) -> bytes:
 def test_an_expired_event_is_dead_lettered_and_its_replay_does_not_expire(kit, sender):
     sender("email_queue", [(event_body(), pika.BasicProperties(expiration="0"))])
     kit.wait_for_depth(DEAD_LETTER_QUEUE, 1)
-    dead_letter = json.loads(kit.run_ok("dead_letter_consumer.py", "--limit", "1", "--json").stdout)
+    shown = kit.call_ok("dead_letter_consumer.py", "--limit", "1", "--json")
+    dead_letter = json.loads(shown.stdout)
     assert (dead_letter["error_type"], dead_letter["source_queue"]) == ("expired", "email_queue")
-    kit.run_ok("dead_letter_consumer.py", "--replay")
+    kit.call_ok("dead_letter_consumer.py", "--replay")
     consume(kit, "email", 1)
     assert kit.report("email_consumer_simple.py") == {"emails": 1}
 

@@ -292,15 +292,21 @@ def delays_on(page: Path) -> str:
     return re.search(r"^RETRY_DELAYS=(\S+)$", read(page), re.MULTILINE)[1]
 
 
+def with_management(kit, pages: tuple[Path, Path]):
+    """A Kit that asks the node's management API, with the delays of the page."""
+    return kit.using(delays=delays_on(pages[0]), started=kit.started,
+                     management=kit.node.management_url)
+
+
 def test_the_readme_shows_what_the_scripts_print(kit, record):
-    lab = Lab(kit.using(delays=delays_on(README[0]), started=kit.started), record)
+    lab = Lab(with_management(kit, README), record)
     play(lab, README, lambda part: "\nTerminal 1:\n" in part)
     assert len(lab.recorded) > 5 and kit.report("email_consumer_simple.py") == {"emails": 1}
 
 
 def test_the_lab_page_shows_what_the_scripts_print(own_kit, smtp_python, tmp_path, record):
     with MailServer(smtp_python, tmp_path / "mail") as mail:
-        lab = Lab(own_kit.using(delays=delays_on(LAB[0]), started=own_kit.started), record, mail)
+        lab = Lab(with_management(own_kit, LAB), record, mail)
         play(lab, LAB, lambda part: not is_native(part))
     assert len(lab.recorded) > 20
 
@@ -308,7 +314,7 @@ def test_the_lab_page_shows_what_the_scripts_print(own_kit, smtp_python, tmp_pat
 def test_the_lab_page_shows_the_delayed_retries_of_rabbitmq_4_3(own_kit, record):
     if [int(number) for number in own_kit.node.ctl("version").split(".")] < [4, 3]:
         pytest.skip("the delayed retries of quorum queues came with RabbitMQ 4.3")
-    lab = Lab(own_kit.using(delays=delays_on(LAB[0]), started=own_kit.started), record)
+    lab = Lab(with_management(own_kit, LAB), record)
     play(lab, LAB, is_native)
     assert len(lab.recorded) > 3
 

@@ -239,7 +239,7 @@ def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, ca
 
 
 def test_a_broker_that_stays_silent_gets_a_new_connection(broker, channel, monkeypatch):
-    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.1)
     publish(channel, 1)
     broker.wait_for([b"1"], [b"1"])
     assert broker.connections[0].is_closed

@@ -10,7 +10,7 @@ import pytest
 
 import simulate_fail_publisher
 from common import cli, config, exchange
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Kit
 from tests.test_lab import blocks, pattern, read
 from tools import pictures
 
@@ -82,9 +82,8 @@ def help_of(script: str) -> str:
     subcommands = [[]]
     if script == "kit.py":
         subcommands = [["demo"], ["test"], ["bench"], ["broker"], ["doctor"]]
-    return "".join(subprocess.run([sys.executable, str(ROOT / script), *subcommand, "--help"],
-                                  capture_output=True, text=True, encoding="utf-8",
-                                  check=True).stdout for subcommand in subcommands)
+    kit = Kit("", ROOT / "state")  # it needs neither
+    return "".join(kit.call_ok(script, *subcommand, "--help").stdout for subcommand in subcommands)
 
 
 def flags_of(script: str) -> set[str]:
@@ -174,7 +173,7 @@ def test_the_pictures_show_what_the_scripts_print(own_kit, tmp_path, request):
         for line, real in zip(words(read(docs / name)), words(read(made / name)), strict=True):
             wanted = re.sub(r"(?<=vuelve\\s\+en\\s\+)\d+", r"\\d+", pattern(line))
             assert re.fullmatch(wanted, real), real
-    assert "evento" in read(docs / "terminales.svg") and "█" in read(docs / "watch.svg")
+    assert "correo enviado" in read(docs / "terminales.svg") and "█" in read(docs / "watch.svg")
 
 
 # ---------------------------------------------------------------- flags, settings, tables

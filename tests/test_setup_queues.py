@@ -42,7 +42,7 @@ def fill(kit, queue: str, count: int) -> None:
 
 
 def test_it_declares_the_exchange_the_queues_and_the_bindings(kit, on_broker):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     assert set(queues(on_broker)) == ALL
     [found] = [one for one in on_broker("exchanges") if one["name"] == "user_events"]
     assert (found["type"], found["durable"]) == ("fanout", True)
@@ -54,10 +54,10 @@ def test_it_declares_the_exchange_the_queues_and_the_bindings(kit, on_broker):
 
 
 def test_a_second_run_changes_nothing_and_loses_nothing(kit, on_broker):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     kit.publish_event()
     before = {name: queue["arguments"] for name, queue in queues(on_broker).items()}
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     assert {name: queue["arguments"] for name, queue in queues(on_broker).items()} == before
     for queue in MAIN:
         assert kit.depth(queue) == 1
@@ -88,7 +88,7 @@ def test_the_broker_has_the_documented_arguments(kit, on_broker, queue_type, wan
 
 def test_the_delivery_limit_applies_to_main_queues_and_not_to_dead_letters(kit):
     """Requeue 150 times: an accepted declaration proves nothing (docs/facts.md, broker 18)."""
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     for queue in ("email_queue", "dead_letter_queue"):
         fill(kit, queue, 1)
     with kit.channel() as channel:
@@ -108,7 +108,7 @@ def test_the_delivery_limit_applies_to_main_queues_and_not_to_dead_letters(kit):
 
 
 def test_it_prints_the_tree_with_depths_and_consumers(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     kit.start_consumer("loyalty")
     kit.publish_event()
     kit.wait_for_depth("loyalty_queue", 0)
@@ -181,17 +181,17 @@ def test_retry_queues_of_other_delays_are_shown_checked_and_reset(kit, shared_no
     ["--show", "text"], ["--show", "json"], ["--show", "mermaid"], ["--dry-run"],
     ["--show", "text", "--json"]])
 def test_read_only_options_change_nothing(kit, on_broker, arguments):
-    kit.run_ok(SETUP, *arguments)
+    kit.call_ok(SETUP, *arguments)
     assert queues(on_broker) == {}
     assert not [one for one in on_broker("exchanges") if one["name"] == "user_events"]
 
 
 def test_show_json_has_depth_consumers_and_arguments_of_each_queue(kit):
-    shown = json.loads(kit.run_ok(SETUP, "--show", "json").stdout)
+    shown = json.loads(kit.call_ok(SETUP, "--show", "json").stdout)
     assert {queue["ready"] for queue in shown["queues"]} == {None}
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     fill(kit, "email_queue", 2)
-    shown = json.loads(kit.run_ok(SETUP, "--show", "json").stdout)
+    shown = json.loads(kit.call_ok(SETUP, "--show", "json").stdout)
     found = {queue["name"]: queue for queue in shown["queues"]}
     assert shown["exchange"] == "user_events" and set(found) == ALL
     email = found["email_queue"]
@@ -202,17 +202,17 @@ def test_show_json_has_depth_consumers_and_arguments_of_each_queue(kit):
 
 def test_show_mermaid_draws_every_queue_without_a_broker(kit):
     offline_kit = kit.using(url="amqp://guest:guest@127.0.0.1:1/%2F")
-    drawn = offline_kit.run_ok(SETUP, "--show", "mermaid").stdout
+    drawn = offline_kit.call_ok(SETUP, "--show", "mermaid").stdout
     assert drawn.startswith("flowchart")
     assert not [name for name in ALL if name not in drawn]
     assert "email_queue.retry.300ms -- 0.3 s --> email_queue" in drawn
 
 
 def test_a_dry_run_prints_what_it_would_declare(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     with kit.channel() as channel:
         channel.queue_delete("email_queue.retry.600ms")
-    lines = kit.run_ok(SETUP, "--dry-run").stdout.splitlines()
+    lines = kit.call_ok(SETUP, "--dry-run").stdout.splitlines()
     assert [line.split()[-1] for line in lines if "crearía" in line] == ["email_queue.retry.600ms"]
     assert len(lines) == len(ALL)
 
@@ -225,38 +225,38 @@ def test_check_exits_with_1_and_prints_each_difference(kit):
     assert empty.returncode == 1
     assert "falta el exchange user_events" in empty.stdout
     assert not [name for name in ALL if f"falta la cola {name}" not in empty.stdout]
-    kit.run_ok(SETUP)
-    assert "✔" in kit.run_ok(SETUP, "--check").stdout
+    kit.call_ok(SETUP)
+    assert "✔" in kit.call_ok(SETUP, "--check").stdout
     with kit.channel() as channel:
         channel.queue_delete("email_queue.retry.600ms")
         channel.queue_delete("loyalty_queue")
         channel.queue_declare("loyalty_queue", durable=True, arguments={"x-queue-type": "quorum"})
-    changed = kit.run(SETUP, "--check")
+    changed = kit.call(SETUP, "--check")
     assert changed.returncode == 1
     [missing, otherwise] = [line for line in changed.stdout.splitlines() if line.startswith("✘")]
     assert "falta la cola email_queue.retry.600ms" in missing
     assert "loyalty_queue ya existe sin x-" in otherwise and "piden" in otherwise
-    assert kit.run(SETUP, "--check").stdout == changed.stdout  # --check changes nothing
+    assert kit.call(SETUP, "--check").stdout == changed.stdout  # --check changes nothing
 
 
 def test_check_detects_an_exchange_of_another_type(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     with kit.channel() as channel:
         channel.exchange_delete("user_events")
         channel.exchange_declare("user_events", "topic", durable=True)
-    result = kit.run(SETUP, "--check")
+    result = kit.call(SETUP, "--check")
     assert result.returncode == 1
     assert "user_events ya existe con type = 'topic'" in result.stdout
 
 
 def test_every_script_explains_an_inequivalent_declaration(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     classic = kit.using(queue_type="classic")
     for command in (["setup_queues.py"], ["loyalty_consumer_simple.py"],
                     ["dead_letter_consumer.py", "--summary"],
                     ["events_publisher_levels.py", "--level", "3", "--nombre", "Ana",
                      "--email", "ana@eco.com"]):
-        result = classic.run(*command, timeout=20)
+        result = classic.call(*command, timeout=20)
         assert result.returncode == 78, command
         assert "_queue ya existe con x-" in result.stderr and "'quorum'" in result.stderr, command
         assert "QUEUE_TYPE" in result.stderr and "setup_queues.py --reset" in result.stderr, command
@@ -270,7 +270,7 @@ def test_the_explanation_names_the_queue_and_the_argument(kit):
             "x-queue-type": "quorum", "x-queue-leader-locator": "balanced", "x-message-ttl": 4000,
             "x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish",
             **exchange.dead_lettering("email_queue")})
-    result = kit.run(SETUP)
+    result = kit.call(SETUP)
     assert result.returncode == 78
     assert ("email_queue.retry.300ms ya existe con x-message-ttl = '4000',"
             " y estos ajustes piden '300'") in result.stderr
@@ -281,54 +281,53 @@ def test_the_explanation_names_the_queue_and_the_argument(kit):
 
 def test_reset_replaces_queues_declared_with_other_arguments(kit, on_broker):
     kit.using(queue_type="classic").run_ok(SETUP)
-    kit.run_ok(SETUP, "--reset", "--yes")
+    kit.call_ok(SETUP, "--reset", "--yes")
     assert {queue["type"] for queue in queues(on_broker).values()} == {"quorum"}
     assert set(queues(on_broker)) == ALL
-    kit.run_ok(SETUP, "--check")
+    kit.call_ok(SETUP, "--check")
 
 
 def test_reset_refuses_to_delete_messages_without_force(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     fill(kit, "email_queue", 2)
     for arguments in (["--reset"], ["--reset", "--yes"]):
-        refused = kit.run(SETUP, *arguments)
+        refused = kit.call(SETUP, *arguments)
         assert refused.returncode == 1
         assert "email_queue: 2" in refused.stdout and "--force" in refused.stderr
         assert kit.depth("email_queue") == 2
-    kit.run_ok(SETUP, "--reset", "--yes", "--force")
+    kit.call_ok(SETUP, "--reset", "--yes", "--force")
     assert kit.depth("email_queue") == 0
-    kit.run_ok(SETUP, "--check")
+    kit.call_ok(SETUP, "--check")
 
 
 def test_reset_refuses_while_a_consumer_is_connected(kit):
     running = kit.start_consumer("loyalty")
-    refused = kit.run(SETUP, "--reset", "--yes")
+    refused = kit.call(SETUP, "--reset", "--yes")
     assert refused.returncode == 1 and "loyalty_queue" in refused.stdout
     kit.publish_event()
     running.wait_for("lealtad activada")
 
 
 def test_reset_asks_and_no_answer_means_no(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     with kit.channel() as channel:
         channel.queue_delete("email_queue")  # a reset would declare it again
-    for result in (kit.run(SETUP, "--reset"), kit.run_at_terminal("n\n", SETUP, "--reset"),
-                   kit.run_at_terminal("\n", SETUP, "--reset")):
-        assert result.returncode == 1
-        assert "No se borra nada" in result.stdout + (result.stderr or "")
-        assert kit.run(SETUP, "--check").returncode == 1
+    for typed in (None, "n\n", "\n"):
+        result = kit.call(SETUP, "--reset", typed=typed)
+        assert result.returncode == 1 and "No se borra nada" in result.stderr
+        assert kit.call(SETUP, "--check").returncode == 1
     result = kit.run_at_terminal("sí\n", SETUP, "--reset")
     assert "Colas: 12, mensajes: 0. ¿Borrarlo todo?" in result.stdout
-    kit.run_ok(SETUP, "--check")
+    kit.call_ok(SETUP, "--check")
 
 
 def test_force_still_asks(kit):
-    kit.run_ok(SETUP)
+    kit.call_ok(SETUP)
     fill(kit, "email_queue", 3)
-    refused = kit.run(SETUP, "--reset", "--force")
+    refused = kit.call(SETUP, "--reset", "--force")
     assert refused.returncode == 1
     assert kit.depth("email_queue") == 3
-    result = kit.run_at_terminal("s\n", SETUP, "--reset", "--force")
+    result = kit.call(SETUP, "--reset", "--force", typed="s\n")
     assert result.returncode == 0 and "mensajes: 3" in result.stdout
     assert kit.depth("email_queue") == 0
-    wait_until(lambda: kit.run(SETUP, "--check").returncode == 0, "all queues to be declared")
+    wait_until(lambda: kit.call(SETUP, "--check").returncode == 0, "all queues to be declared")

@@ -26,7 +26,7 @@ EVENT = events.user_created("Juan", "juan@eco.com")
 
 def publish_to(kit, *names: str) -> list[events.Event]:
     """Publish one event for the email consumer per name of a mailbox at eco.com."""
-    kit.run_ok("setup_queues.py")
+    kit.declare()
     return [kit.publish_event(events.user_created("Zoë Ñandú", f"{name}@eco.com"),
                               queue="email_queue") for name in names]
 
@@ -67,7 +67,7 @@ def silent_port():
 
 def test_the_mail_is_on_the_server_and_the_same_message_is_the_row_of_its_event(kit, mail_server):
     [event] = publish_to(kit, "zoe")
-    kit.run_ok(EMAIL, "--limit", "1", "--smtp-url", mail_server.url)
+    kit.call_ok(EMAIL, "--limit", "1", "--smtp-url", mail_server.url)
     [sent] = mail_server.messages()
     assert (sent["Message-ID"], sent["To"], sent["From"]) == (
         f"<{event.id}@ecomarket.example>", "Zoë Ñandú <zoe@eco.com>",
@@ -85,7 +85,7 @@ def test_the_mail_is_on_the_server_and_the_same_message_is_the_row_of_its_event(
 def test_a_duplicate_event_is_not_mailed_again(kit, mail_server):
     [event] = publish_to(kit, "zoe")
     kit.publish_event(event, queue="email_queue")
-    result = kit.run_ok(EMAIL, "--json", "--limit", "2", "--smtp-url", mail_server.url)
+    result = kit.call_ok(EMAIL, "--json", "--limit", "2", "--smtp-url", mail_server.url)
     outcomes = [json.loads(line)["outcome"] for line in result.stdout.splitlines()]
     assert outcomes == ["done", "duplicate"]
     assert len(mail_server.messages()) == 1
@@ -93,7 +93,7 @@ def test_a_duplicate_event_is_not_mailed_again(kit, mail_server):
 
 def test_two_processes_share_the_mails_and_send_each_once(kit, mail_server):
     made = publish_to(kit, *(f"u{number}" for number in range(60)))
-    flags = ("--idle-timeout", "3", "--prefetch", "5", "--smtp-url", mail_server.url)
+    flags = ("--idle-timeout", "1", "--prefetch", "5", "--smtp-url", mail_server.url)
     pair = [kit.start(EMAIL, *flags) for _ in range(2)]
     assert [running.end() for running in pair] == [0, 0]
     recipients = sorted(sent["X-RcptTo"] for sent in mail_server.messages())
@@ -109,7 +109,7 @@ def test_a_consumer_killed_before_the_ledger_commit_resends_the_same_message_id(
         [event] = publish_to(kit, "zoe")
         wait_until(lambda: len(mail_server.messages()) == 2, "the mail", killed.text)
         killed.kill()
-    kit.run_ok(EMAIL, "--limit", "1", "--smtp-url", mail_server.url)
+    kit.call_ok(EMAIL, "--limit", "1", "--smtp-url", mail_server.url)
     ids = [sent["Message-ID"] for sent in mail_server.messages()
            if sent["X-RcptTo"] == event.email]
     assert ids == 2 * [f"<{event.id}@ecomarket.example>"]
@@ -120,6 +120,7 @@ def test_a_consumer_killed_before_the_ledger_commit_resends_the_same_message_id(
 
 
 def test_451_is_retried_and_550_is_a_dead_letter_at_once(kit, mail_server):
+    kit = kit.using(delays="0.1,0.2,0.3")
     publish_to(kit, "espera", "nadie", "zoe")
     running = kit.start(EMAIL, "--json", "--smtp-url", mail_server.url)
     kit.wait_for_depth("dead_letter_queue", 2)
@@ -157,7 +158,7 @@ def test_a_silent_server_counts_as_unavailable_and_blocks_no_other_process(
     wait_until(lambda: kit.consumers("email_queue") == 1 and kit.depth("email_queue") == 0,
                "the delivery", waiting.text)
     kit.publish_event(queue="email_queue")
-    kit.run_ok(EMAIL, "--limit", "1", timeout=8)  # a second process that writes the same ledger
+    kit.call_ok(EMAIL, "--limit", "1", timeout=8)  # a second process that writes the same ledger
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def test_a_rejected_password_does_not_count_as_a_crash(kit, server_replying):
     publish_to(kit, "zoe")
     for _ in range(MAX_STARTS + 2):  # more runs than the crashes that make a dead letter
         url = server_replying(AUTH="535 no")
-        assert_refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", url), 78,
+        assert_refused(kit.call(EMAIL, "--limit", "1", "--smtp-url", url), 78,
                        "usuario o la contraseña")
     assert (kit.depth("email_queue"), kit.depth("dead_letter_queue")) == (1, 0)
 
@@ -254,12 +255,12 @@ def test_a_rejected_password_does_not_count_as_a_crash(kit, server_replying):
 def test_over_tls_login_works_and_a_wrong_account_stops_the_consumer(kit, tls_server):
     publish_to(kit, "zoe")
     # Without an account, the server replies 530.
-    assert_refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", tls_server.url), 78, "SMTP_URL")
+    assert_refused(kit.call(EMAIL, "--limit", "1", "--smtp-url", tls_server.url), 78, "SMTP_URL")
     wrong = tls_server.url_for(f"ana:{SECRET}@")
-    assert_refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", wrong), 78,
+    assert_refused(kit.call(EMAIL, "--limit", "1", "--smtp-url", wrong), 78,
                    "usuario o la contraseña", "://ana@localhost")
     assert tls_server.messages() == [] and kit.depth("dead_letter_queue") == 0
-    kit.run_ok(EMAIL, "--limit", "1", "--smtp-url", tls_server.url_for("ana:secreta@"))
+    kit.call_ok(EMAIL, "--limit", "1", "--smtp-url", tls_server.url_for("ana:secreta@"))
     assert [sent["X-RcptTo"] for sent in tls_server.messages()] == ["zoe@eco.com"]
 
 
@@ -274,5 +275,5 @@ def test_an_untrusted_certificate_receives_no_password(kit, tls_server, monkeypa
     monkeypatch.delenv("SSL_CERT_FILE")
     publish_to(kit, "zoe")
     url = tls_server.url_for(f"ana:{SECRET}@")
-    assert_refused(kit.run(EMAIL, "--limit", "1", "--smtp-url", url), 78, "certificado")
+    assert_refused(kit.call(EMAIL, "--limit", "1", "--smtp-url", url), 78, "certificado")
     kit.wait_for_depth("email_queue", 1)

@@ -62,7 +62,7 @@ def kit(tls_node, tmp_path):
 
 
 def publish(kit, level: str, **environment):
-    return kit.run(PUBLISHER, "--level", level, *USER, **environment)
+    return kit.call(PUBLISHER, "--level", level, *USER, **environment)
 
 
 def test_all_levels_and_a_consumer_use_tls_with_a_private_authority(kit, tls_node):
@@ -94,7 +94,7 @@ def test_a_certificate_of_an_unknown_authority_exits_with_78(kit, level):
 
 def test_a_certificate_of_another_server_exits_with_78(kit, tls_node):
     other = kit.using(url=kit.url.replace("localhost", "127.0.0.1"))
-    result = other.run(EMAIL, RABBITMQ_CA_FILE=str(tls_node[2]))
+    result = other.call(EMAIL, RABBITMQ_CA_FILE=str(tls_node[2]))
     assert result.returncode == 78
     assert "es de otro servidor" in result.stderr
     assert "Sin conexión" not in result.stderr + result.stdout

@@ -133,26 +133,6 @@ def shuffled(messages: list) -> list:
 # ---------------------------------------------------------------- messages that kill
 
 
-def test_an_event_that_makes_its_consumer_exit_is_a_dead_letter_after_six_crashes(scene):
-    kit = scene.kit
-    kit.run_ok("setup_queues.py")
-    scene.publish_all(20)
-    poison = scene.publish_failing("crash", 1)
-    assert poison.end() == 0
-    scene.publish_all(20)
-
-    def start(name: str) -> Running:
-        return kit.start(SCRIPTS[name])
-
-    crashes = restart_until_dead_lettered(scene, {name: start(name) for name in CONSUMERS}, start,
-                                          CRASH_CODE, dead=3)
-    assert crashes == for_each_consumer(CRASHES)
-    assert {properties.headers["x-error-type"]
-            for properties, _ in dead_letters(kit)} == {"CrashLoop"}
-    final = scene.balance(dead=for_each_consumer(1))
-    assert [*final.dead.values()] == [Counter(confirmed(poison))] * 3
-
-
 def test_an_event_that_kills_its_consumer_in_mid_batch_is_the_only_dead_letter(scene):
     kit = scene.kit
     kit.run_ok("setup_queues.py")
@@ -221,25 +201,6 @@ def test_an_event_that_fails_one_to_four_times_survives_a_broker_crash(scene):
 def attempts(consumer: Running) -> Counter:
     return Counter((one["event_id"], one["outcome"], one["attempt"])
                    for one in map(json.loads, consumer.out))
-
-
-def test_a_broker_killed_during_retries_causes_no_second_effect(scene):
-    scene.kit = scene.under_fault = scene.kit.using(delays="0.5,4,1")
-    scene.consume()
-    for name in CONSUMERS:
-        for times in (1, 2, 3):
-            scene.publish_failing("flaky", 30, "--consumer", name, "--times", str(times))
-    scene.publish(1000, "--rate", "100")
-    for consumer in scene.consumers:
-        consumer.wait_for("intento 2")
-    scene.kill_broker()
-    for consumer in scene.consumers:
-        consumer.wait_for("Sin conexión con el broker")
-    scene.node.start()
-    scene.balance()
-    for consumer in scene.consumers:
-        # The retries continue after the reconnect.
-        assert "SimulatedFailure" in consumer.text().rpartition("Conectado de nuevo")[2]
 
 
 # ---------------------------------------------------------------- random hostile messages

@@ -1,11 +1,9 @@
 """A consumer dies at critical points, is very slow, or is stopped repeatedly."""
 
 import signal
-import time
 
 import pytest
 
-from common.connection import HEARTBEAT_S
 from common.exchange import CONSUMERS
 from tests.faults.scene import SCRIPTS
 
@@ -55,21 +53,6 @@ def kill_all_at(scene, point: str) -> None:
     """Run all three consumers until each kills itself at the failpoint."""
     for consumer in [scene.start_with_failpoint(point, SCRIPTS[name]) for name in CONSUMERS]:
         assert consumer.end() == -signal.SIGKILL, consumer.text()[-2000:]
-
-
-def test_a_handler_slower_than_three_heartbeats_keeps_its_connection(scene):
-    consumers = scene.consume()
-    started_at = time.monotonic()
-    assert scene.publish_failing("slow", 1, "--seconds", str(3 * HEARTBEAT_S + 2)).end() == 0
-    for queue in CONSUMERS.values():
-        scene.kit.wait_for_depth(queue, 0)
-    meanwhile = scene.publish_all(100)
-    assert not any(scene.done(name) for name in CONSUMERS)
-    scene.wait_until_done(meanwhile)
-    assert time.monotonic() - started_at > 3 * HEARTBEAT_S
-    for consumer in consumers:
-        assert "Sin conexión" not in consumer.text() and DUPLICATE not in consumer.text()
-    scene.balance()
 
 
 def test_twelve_clean_shutdowns_under_load_lose_nothing_and_reach_no_limit(scene):

@@ -15,18 +15,6 @@ def bound(scene: Scene, queue: str) -> bool:
                                f"bindings/{vhost}/e/{EXCHANGE}/q/{queue}"))
 
 
-def test_a_queue_deleted_during_consumption_is_declared_again(scene):
-    for consumer, queue in zip(scene.consume(), CONSUMERS.values()):
-        scene.wait_until_done(scene.publish_all(50))
-        with scene.kit.channel() as channel:
-            channel.queue_delete(queue)
-        consumer.wait_for("cola borrada")
-        wait_until(lambda: scene.kit.consumers(queue) == 1, f"{queue} to be consumed again",
-                   consumer.text)
-    scene.publish_all(50)
-    scene.balance()
-
-
 def test_a_binding_removed_during_consumption_is_restored(scene):
     consumers = scene.consume()
     scene.publish_all(50)
