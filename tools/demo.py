@@ -68,7 +68,7 @@ def one_event(runner: DemoRunner, opened: BlockingConnection) -> list[Script]:
     # Only what it does for this event: those of the next acts are about the consumer email.
     loyalty = start_consumer(runner, opened, 1, "para Ana")
     runner.run("events_publisher_levels", "--level", "1", "--nombre", "Ana",
-               "--email", "ana@eco.com", words="evento")
+               "--email", "ana@eco.com", words=" · id ")
     runner.check_soon("email lo recibió", True,
                       lambda: "correo enviado a ana@eco.com" in email.text(), shown=False)
     runner.check_soon("loyalty lo recibió", True,
@@ -82,7 +82,7 @@ def retries(runner: DemoRunner, opened: BlockingConnection) -> None:
     runner.act("Un consumidor falla y lo vuelve a intentar",
                "el retardo crece, 1, 2 y 4 s. Por defecto son 5, 30 y 120 s.")
     runner.run("simulate_fail_publisher", "--consumer", "email", "--mode", "flaky",
-               "--times", str(TRIES), words="evento")
+               "--times", str(TRIES), words=" · id ")
     runner.check_soon("email falló cuatro veces; el evento espera en dead_letter_queue", 1,
                       lambda: depth(opened, "dead_letter_queue"))
     runner.check("loyalty ya lo procesó: el fallo de email no le afecta", (1, 2),
@@ -92,7 +92,7 @@ def retries(runner: DemoRunner, opened: BlockingConnection) -> None:
 def dead_letter(runner: DemoRunner, opened: BlockingConnection) -> None:
     runner.act("El mensaje fallido, con su historial",
                "quién falló, por qué, y cuánto esperó entre un intento y otro.")
-    view = runner.start("dead_letter_consumer", words="^(?!Mirando)")
+    view = runner.start("dead_letter_consumer", "--full", words="^(?!Mirando)")
     runner.check_soon("la vista lo enseña, con sus cuatro intentos", TRIES,
                       lambda: sum("✘ intento" in line for line in view.lines), shown=False)
     runner.check("la vista sale con código 0 tras Ctrl-C", 0, view.ctrl_c(), shown=False)
@@ -103,7 +103,7 @@ def dead_letter(runner: DemoRunner, opened: BlockingConnection) -> None:
 def repair(runner: DemoRunner, opened: BlockingConnection) -> None:
     runner.act("Arreglado el fallo, se reenvía el mensaje",
                "el mismo id. Vuelve solo a email, y esta vez sale bien.")
-    runner.run("dead_letter_consumer", "--replay", words="evento")
+    runner.run("dead_letter_consumer", "--replay", words=" · id ")
     runner.check_soon("el correo está enviado, y loyalty no repitió su trabajo", (2, 2),
                       lambda: effects(runner)[:2])
     runner.check_soon("dead_letter_queue queda vacía", 0,

@@ -7,7 +7,6 @@ A consumer of the kit writes its headers (common/retry.py); a dead letter made b
 import base64
 import hashlib
 import itertools
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -107,8 +106,8 @@ class DeadLetter:
         """The same for one dead letter, however often the broker has delivered it."""
         told = {name: value for name, value in self.headers.items()
                 if name == "x-death" or not str(name).startswith(("x-delivery-", "x-acquired-"))}
-        text = json.dumps([self.message_id, told], sort_keys=True, default=repr)
-        return hashlib.sha256(text.encode() + self.body).digest()[:16]
+        text = repr((self.properties.message_id, sorted(told.items(), key=repr), self.body))
+        return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
 
     def as_json(self) -> dict:
         """body is text, or base64 under body_base64 when it is not UTF-8."""
