@@ -269,7 +269,7 @@ def test_hostile_dead_letters_are_shown_exported_and_replayed(kit, sender, tmp_p
     bodies = sorted(body for body, _ in known + unknown_origin)
     script = "dead_letter_consumer.py"
 
-    all_of_them = ("--limit", str(len(bodies)), "--idle-timeout", "20")
+    all_of_them = ("--limit", str(len(bodies)), "--idle-timeout", "20", "--full")
     shown = kit.call_ok(script, *all_of_them)
     assert len([line for line in shown.stdout.splitlines()
                 if line.startswith("mensaje fallido ")]) == len(bodies)

@@ -151,7 +151,7 @@ class DeadLetters:
         self.sleep = connection.sleep
         self.on_idle: Callable = bool
         self._inbox: deque[DeadLetter] = deque()
-        self._room = 0  # how many more the broker sends before one has an ack
+        self._room = self._received = 0  # room: how many more come before one has an ack
 
     def __enter__(self):
         self._turn = self._take_turn()
@@ -173,12 +173,10 @@ class DeadLetters:
         self._room += 1
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        started_at, later = now(), 0
         if not self._turn:
             return
-        others = self._look().consumer_count
-        patience_s = PATIENCE_S if others else ALONE_PATIENCE_S
-        deadline = time.monotonic() + patience_s
+        started_at, later = now(), 0
+        start, moment = self._look(), time.monotonic()
         self._channel.basic_qos(prefetch_count=WINDOW)
         while True:
             if self._room <= 0:  # one more consumer, as the prefetch of one has 16 bits
@@ -193,17 +191,21 @@ class DeadLetters:
                     self.later += 1
                 else:
                     yield found
-                    deadline = time.monotonic() + patience_s
-            if time.monotonic() > deadline:
-                if self.later > later or not self._look().message_count:
+                    moment = time.monotonic()
+            alone = self._received >= start.message_count and not start.consumer_count
+            if time.monotonic() > moment + (ALONE_PATIENCE_S if alone else PATIENCE_S):
+                ready = self._look().message_count
+                self._connection.process_data_events(0)  # what came before the answer
+                if not self._inbox and (self.later > later or not ready):
                     return
-                deadline, later = time.monotonic() + patience_s, self.later
+                moment, later = time.monotonic(), self.later
 
     def _look(self):
         return self._channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method
 
     def _on_message(self, _channel, method, properties, body) -> None:
         self._room -= 1
+        self._received += 1
         self._inbox.append(DeadLetter(properties, body, method.delivery_tag))
 
     def _take_turn(self):
