@@ -86,7 +86,7 @@ def scale(bench: Bench) -> dict:
     rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
     for _ in range(bench.rounds):
         for processes, each in rates.items():
-            bench.fill()
+            bench.fill(bench.events)
             with consuming(bench, *["loyalty"] * processes) as files:
                 times = [at for _, at in effects(files, bench.events)]
                 shortest_s = 0.001  # the times are whole milliseconds

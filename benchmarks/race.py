@@ -100,14 +100,14 @@ def consume(bench: Bench) -> dict:
     """Events a second from a quorum queue, prefetch 200: the kit does its work, peers only ack."""
     rates: dict[str, list[float]] = defaultdict(list)
     for _ in range(bench.rounds):
-        bench.fill()
+        bench.fill(bench.events)
         seconds = bench.seconds(SCRIPTS["loyalty"], "--limit", bench.events)
         rates[report.KIT].append(bench.events / seconds)
         bench.expect(0, report.KIT)
         for peer, acks in product(bench.peers, (EACH, MULTIPLE)):
             if acks == MULTIPLE and not peer.multiple:
                 continue
-            bench.fill()
+            bench.fill(bench.events)
             seconds = bench.peer_seconds(peer, "consume", bench.events, acks)
             name = peer.name if acks == EACH else f"{peer.name}, multiple acks"
             rates[name].append(bench.events / seconds)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,9 +19,11 @@ from typing import Any, TypeVar
 from benchmarks import report
 from benchmarks.others import Peer
 from common import cli, config
+from common.confirms import WINDOW
 from common.connection import connect
 from common.events import encode, user_created
 from common.exchange import CONSUMERS, declare
+from common.publishing import confirmed_channel, properties
 from tools.node import Node
 
 PUBLISHER = ("events_publisher_levels.py", "--level", 3, "--nombre", "Juan",
@@ -117,11 +120,16 @@ class Bench:
         self.on_channel(lambda channel: [channel.queue_purge(queue)
                                          for queue in queues or CONSUMERS.values()])
 
-    def fill(self, count: int | None = None) -> None:
-        """Put a round's events in the loyalty queue, and only there."""
+    def fill(self, count: int) -> None:
+        """Put so many new events in the loyalty queue, and only there."""
         self.purge()
-        self.seconds(*PUBLISHER, count or self.events)
-        self.purge(*set(CONSUMERS.values()) - {QUEUE})
+        with confirmed_channel(self.settings, TIMEOUT_S) as channel:
+            channel.confirm_delivery()
+            for _ in range(count):
+                event = user_created("Juan", "juan@eco.com")
+                channel.basic_publish("", QUEUE, encode(event), properties(event, 2), True)
+                deque(channel.answers(WINDOW), 0)
+            deque(channel.answers(0), 0)
 
     def expect(self, queued: int, who: str) -> None:
         """Raise BenchError unless exactly this many events are in the queue."""
