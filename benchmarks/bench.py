@@ -210,26 +210,30 @@ def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> in
         Node(Path(name) / "node") as node,
     ):
         node.start()
-        folder = Path(name)
         beside_peers = any(hasattr(race, part) for part in parts)
-        peers = available(folder, yes) if beside_peers else []
-        bench = Bench(node, folder, peers, rounds, QUICK_EVENTS if quick else EVENTS)
-        figures = out / "performance.json"
-        results = earlier_results(figures, bench)
-        results["versions"] |= versions(node, peers)
-        for part in parts:
-            console.print_line(f"\n{part}: {PARTS[part].__doc__}", "bold")
-            bench.purge()
-            results[part] = PARTS[part](bench)
-            console.print_line("\n".join(report.table(results, part)))
-        out.mkdir(parents=True, exist_ok=True)
-        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        for page in (DOCS / PAGE, *(ROOT.glob("README*.md") if out.resolve() == DOCS else ())):
-            text = report.fill(page.read_text(encoding="utf-8"), results)
-            (out / page.name if page.name == PAGE else page).write_text(text, encoding="utf-8")
-        draw(out)
+        peers = available(Path(name), yes) if beside_peers else []
+        with Bench(node, Path(name), peers, rounds, QUICK_EVENTS if quick else EVENTS) as bench:
+            results = measure(bench, parts, out / "performance.json")
+    for page in (DOCS / PAGE, *(ROOT.glob("README*.md") if out.resolve() == DOCS else ())):
+        text = report.fill(page.read_text(encoding="utf-8"), results)
+        (out / page.name if page.name == PAGE else page).write_text(text, encoding="utf-8")
+    draw(out)
     console.print_line(f"\nResultados en {out}.")
     return cli.EXIT_OK
+
+
+def measure(bench: Bench, parts: list[str], figures: Path) -> dict[str, Any]:
+    """Measure and print the parts, and write each into `figures` when it is done."""
+    results = earlier_results(figures, bench)
+    results["versions"] |= versions(bench.node, bench.peers)
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        console.print_line(f"\n{part}: {PARTS[part].__doc__}", "bold")
+        bench.purge()
+        results[part] = PARTS[part](bench)
+        console.print_line("\n".join(report.table(results, part)))
+        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
 
 
 def earlier_results(figures: Path, bench: Bench) -> dict[str, Any]:

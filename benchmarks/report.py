@@ -29,7 +29,7 @@ def fill(page: str, results: dict) -> str:
         lines = {"run": run, "goals": goals}.get(found[1], partial(table, part=found[1]))(results)
         return f"<!-- {found[1]} -->\n\n" + "\n".join([*lines, ""]) if lines else found[0]
 
-    page = re.sub(r"<!-- (\w+) -->\n\n(?:\S.*\n)*", lines_of, page)
+    page = re.sub(r"<!-- (\w+) -->\n\n(?:(?:\||Measured ).*\n)*", lines_of, page)
     rows = "\n".join([*table(results, "flow")[2:], ""])
     return re.sub(r"(<!-- flow rows -->\n\n\|.*\n\|.*\n)(?:\|.*\n)*",
                   lambda found: found[1] + rows, page)
@@ -37,8 +37,8 @@ def fill(page: str, results: dict) -> str:
 
 def run(results: dict) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return [f"Measured on {results['when']}: {results['machine']};",
-            f"{results['rounds']} rounds of {results['events']} events; {versions}."]
+    return [f"Measured on {results['when']}: {results['machine']}; {results['rounds']} rounds of"
+            f" {results['events']} events; {versions}."]
 
 
 def goals(results: dict) -> list[str]:

@@ -49,6 +49,7 @@ class Bench:
     def __init__(self, node: Node, folder: Path, peers: list[Peer], rounds: int, events: int):
         self.node, self.folder, self.peers = node, folder, peers
         self.rounds, self.events = rounds, events
+        self.started: list[subprocess.Popen] = []
         self.environment = os.environ | {
             "RABBITMQ_URL": node.url, "STATE_DIR": str(folder / "state"), "QUEUE_TYPE": "quorum",
             "RETRY_DELAYS": "5,10,20"}
@@ -80,8 +81,18 @@ class Bench:
         program = map(str, command if Path(str(command[0])).is_absolute()
                       else (sys.executable, *command))
         with out.open("wb") as target, self.log.open("ab") as log:
-            return subprocess.Popen([*program], stdin=subprocess.DEVNULL, stdout=target,
-                                    stderr=log, env=self.environment, cwd=config.ROOT)
+            self.started.append(subprocess.Popen(
+                [*program], stdin=subprocess.DEVNULL, stdout=target, stderr=log,
+                env=self.environment, cwd=config.ROOT))
+        return self.started[-1]
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.started:  # those of a part that failed still run
+            process.kill()
+            process.wait()
 
     def seconds(self, *command: object) -> float:
         """Run a script of the kit; return how long its process took."""

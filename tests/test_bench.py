@@ -18,7 +18,8 @@ RESULTS = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="ut
 
 @pytest.fixture
 def measured(own_kit, tmp_path):
-    return Bench(own_kit.node, tmp_path, [PIKA], 1, EVENTS)
+    with Bench(own_kit.node, tmp_path, [PIKA], 1, EVENTS) as own:
+        yield own
 
 
 def test_publishing_and_consuming_are_measured_beside_a_peer(measured):
@@ -30,16 +31,16 @@ def test_publishing_and_consuming_are_measured_beside_a_peer(measured):
 
 
 def test_a_peer_that_publishes_less_than_it_reports_is_an_error(measured):
-    dishonest = replace(PIKA, name="liar", command=[sys.executable, "-c", "print(0.1)"])
+    measured.peers = [replace(PIKA, name="liar", command=[sys.executable, "-c", "print(0.1)"])]
     with pytest.raises(BenchError, match="Con liar quedan 0 eventos en loyalty_queue, y no 1"):
-        race.publish(Bench(measured.node, measured.folder, [dishonest], 1, EVENTS))
+        race.publish(measured)
 
 
 def test_a_failing_peer_is_named_with_its_last_line(measured):
-    broken = replace(PIKA, name="broken",
-                     command=[sys.executable, "-c", "raise SystemExit('no route')"])
+    measured.peers = [replace(PIKA, name="broken",
+                              command=[sys.executable, "-c", "raise SystemExit('no route')"])]
     with pytest.raises(BenchError, match="broken salió con código 1: .*no route"):
-        race.publish(Bench(measured.node, measured.folder, [broken], 1, EVENTS))
+        race.publish(measured)
 
 
 def test_a_peer_does_the_work_of_the_kit_and_a_kill_loses_and_doubles_nothing(measured):
