@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import console
+from common.config import ROOT
 from tools import environment
 from tools.command import failure_of
 
 HERE = Path(__file__).resolve().parent
-VENV, REQUIREMENTS = HERE / ".venv", HERE / "requirements.txt"
+VENV, REQUIREMENTS = ROOT / ".state" / "bench-venv", HERE / "requirements.txt"
 INSTALL_TIMEOUT_S = 300
 PYTHON_PEERS = (  # name, package, program in peers/, whether it keeps many publishes in flight
     ("pika (blocking)", "pika", "with_pika.py", False),
