@@ -1,9 +1,9 @@
-"""`kit.py bench`: compare the kit with other libraries, in one run on a private broker.
+"""`kit.py bench`: the kit's speed, alone and beside other libraries, on a private broker.
 
-The kit is measured through its own scripts, with its outbox, ledger, SQLite effect and fsync. Each
-peer (peers/) does the minimum that has the same effect on the broker. The time starts just before a
-program connects; only the kit's consumer is timed from the start of its process to its end. Rounds
-are interleaved, so that other load on the machine affects all programs. The result is the median.
+The kit is measured through its own scripts, with its outbox, ledger, SQLite effect and fsync. The
+time starts just before a program connects; only the kit's consumer is timed from the start of its
+process to its end. Rounds are interleaved, so that other load on the machine affects all programs.
+The result is the median. A part is a function of the bench; PARTS lists them.
 """
 
 import json
@@ -12,25 +12,33 @@ import platform
 import re
 import sqlite3
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
-from datetime import date, datetime
-from itertools import product
+from contextlib import closing
+from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from benchmarks import report
+from benchmarks import race, report
 from benchmarks.others import Peer, available, draw
-from common import cli, config, console
-from common.connection import connect
-from common.events import Event, encode, new_id, user_created
-from common.exchange import CONSUMERS, declare
+from benchmarks.rig import (
+    POLL_S,
+    PUBLISHER,
+    SCRIPTS,
+    TIMEOUT_S,
+    Bench,
+    consuming,
+    effects,
+    percentile,
+    rated,
+    took,
+)
+from common import cli, console
+from common.config import ROOT
+from common.events import Event, new_id, user_created
+from common.exchange import CONSUMERS
 from common.ledger import Ledger
 from common.outbox import Outbox
 from common.publishing import confirmed_channel
@@ -38,195 +46,18 @@ from events_publisher_levels import level_3_confirmed
 from tools import broker
 from tools.node import Node, ask_management
 
-PUBLISHER = ("events_publisher_levels.py", "--level", 3, "--nombre", "Juan",
-             "--email", "juan@eco.com", "--count")
-SCRIPTS = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
-           "analytics": "analytics_consumer.py"}
-QUEUE = CONSUMERS["loyalty"]
-EVENTS = 60_000  # per round: a script's start-up takes at most a tenth of the time
+EVENTS = 30_000  # per round: a script's start-up takes at most a tenth of the time
 QUICK_EVENTS = 600
-MANY = 17  # times EVENTS: about a million
-SLOW_SHARE = 60  # a peer that waits for every confirm publishes this fraction of a round
-FLOW_SHARE = 6  # the flow, with its three consumers, gets this fraction of a round
+MANY = 10  # times EVENTS: no program's memory may depend on it
 LATENCY_RATE = 100  # events per second
-TIMEOUT_S = 900
-POLL_S = 0.05
-
-T = TypeVar("T")
+DOCS = ROOT / "docs"
+PAGE = "performance.md"
 
 
-class BenchError(config.KitError):
-    """A measurement that is not valid."""
-
-    exit_code = cli.EXIT_CHECK_FAILED
-
-
-class Bench:
-    """A private broker with the kit's queues, and the programs that run against it."""
-
-    def __init__(self, node: Node, folder: Path, peers: list[Peer], rounds: int, events: int):
-        self.node, self.folder, self.peers = node, folder, peers
-        self.rounds, self.events = rounds, events
-        self.environment = os.environ | {
-            "RABBITMQ_URL": node.url, "STATE_DIR": str(folder / "state"), "QUEUE_TYPE": "quorum",
-            "RETRY_DELAYS": "5,30,120"}
-        self.settings = config.load({name: self.environment[name] for name in config.DEFAULTS
-                                     if name in self.environment})
-        self.log = folder / "log.txt"
-        self.body = folder / "event.json"
-        self.body.write_bytes(encode(user_created("Juan", "juan@eco.com")))
-        self.on_channel(lambda channel: declare(channel, self.settings))
-
-    def on_channel(self, work: Callable[[Any], T]) -> T:
-        with connect(self.settings) as connection:
-            return work(connection.channel())
-
-    def start(self, *command: object, out: Path = Path(os.devnull)) -> subprocess.Popen:
-        """Start a Python process with its stdout in a file and its stderr in the log."""
-        with out.open("wb") as target, self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, *map(str, command)], stdin=subprocess.DEVNULL, stdout=target,
-                stderr=log, env=self.environment, cwd=config.ROOT)
-
-    def seconds(self, *command: object) -> float:
-        """Run a script of the kit; return how long its process took."""
-        started_at = time.monotonic()
-        self.check_exit_code(self.start(*command).wait(TIMEOUT_S), command[0])
-        return time.monotonic() - started_at
-
-    def publish_rate(self) -> float:
-        """Run the publisher; return its own rate, from just before connecting to the last confirm.
-
-        The peers measure the same interval.
-        """
-        out = self.folder / "publisher.txt"
-        process = self.start(*PUBLISHER, self.events, out=out)
-        self.check_exit_code(process.wait(TIMEOUT_S), PUBLISHER[0])
-        found = re.search(r"(\d+) eventos/s", out.read_text(encoding="utf-8"))
-        if not found:
-            raise BenchError(f"{PUBLISHER[0]} no dijo a cuántos eventos/s publicó.")
-        return float(found[1])
-
-    def peer_seconds(self, peer: Peer, role: str, *arguments: object) -> float:
-        """Run a peer; return the time that it measured."""
-        with self.log.open("ab") as log:
-            ended = subprocess.run([*peer.command, role, self.node.url, *map(str, arguments)],
-                                   stdout=subprocess.PIPE, stderr=log, timeout=TIMEOUT_S)
-        self.check_exit_code(ended.returncode, peer.name)
-        return float(ended.stdout)
-
-    def check_exit_code(self, code: int, program: object) -> None:
-        if code:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
-            raise BenchError(f"{program} salió con código {code}: {' · '.join(lines)}")
-
-    def purge(self, *queues: str) -> None:
-        """Purge these queues; without arguments, the queues of all consumers."""
-        self.on_channel(lambda channel: [channel.queue_purge(queue)
-                                         for queue in queues or CONSUMERS.values()])
-
-    def fill(self) -> None:
-        """Put a round's events in the loyalty queue, and only there."""
-        self.purge()
-        self.seconds(*PUBLISHER, self.events)
-        self.purge(*set(CONSUMERS.values()) - {QUEUE})
-
-    def expect(self, queued: int, who: str) -> None:
-        """Raise BenchError unless exactly this many events are in the queue."""
-        found = self.on_channel(lambda channel: channel.queue_declare(
-            QUEUE, passive=True).method.message_count)
-        if found != queued:
-            raise BenchError(f"Con {who} quedan {found} eventos en {QUEUE}, y no {queued}:"
-                             " la medida no vale.")
-
-
-def publish(bench: Bench) -> dict:
-    """Confirmed events a second to a fanout exchange with three quorum queues."""
-    return publish_rates(bench, bench.peers)
-
-
-def apart(bench: Bench) -> dict:
-    """The same, with broker and publisher on one CPU each, as on two machines."""
-    if sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2:
-        return {}
-    first, second, *_ = all_cpus = sorted(os.sched_getaffinity(0))
-
-    def pin(broker_cpus: Iterable[int], own_cpus: Iterable[int]) -> None:
-        for thread in Path(f"/proc/{bench.node.pid}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), broker_cpus)
-        os.sched_setaffinity(0, own_cpus)  # processes started later inherit it
-
-    pin({first}, {second})
-    try:
-        return publish_rates(bench, [peer for peer in bench.peers if peer.window])
-    finally:
-        pin(all_cpus, all_cpus)
-
-
-def publish_rates(bench: Bench, peers: list[Peer]) -> dict:
-    """Publish with the kit and these peers in turn; for each, the rate and the CPU time."""
-    rates: dict[str, list[float]] = defaultdict(list)
-    costs: dict[str, list[list[float]]] = defaultdict(list)
-    for _ in range(bench.rounds):
-        for peer in (None, *peers):
-            name = peer.name if peer else report.KIT
-            count = bench.events if not peer or peer.window else bench.events // SLOW_SHARE
-            bench.purge()
-            before = cpu_us(bench.node)
-            if peer:
-                rate = count / bench.peer_seconds(peer, "publish", count, bench.body)
-            else:
-                rate = bench.publish_rate()
-            after = cpu_us(bench.node)
-            rates[name].append(rate)
-            costs[name].append([(end - start) / count for end, start in zip(after, before)])
-            bench.expect(count, name)
-    found = compared(rates)
-    for name, each in costs.items():
-        medians = (round(statistics.median(cost)) for cost in zip(*each))
-        found[name] |= dict(zip(("broker_us", "client_us"), medians))
-    return found
-
-
-def cpu_us(node: Node) -> tuple[float, float]:
-    """CPU time in microseconds: the broker's (Linux only), and that of all ended children."""
-    stat, broker_us = Path(f"/proc/{node.pid}/stat"), 0.0
-    if stat.exists():
-        ticks = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
-        broker_us = sum(map(int, ticks)) * 1e6 / os.sysconf("SC_CLK_TCK")
-    times = os.times()
-    return broker_us, 1e6 * (times.children_user + times.children_system)
-
-
-def consume(bench: Bench) -> dict:
-    """Events a second from a quorum queue, prefetch 200: the kit does its work, peers only ack."""
-    rates: dict[str, list[float]] = defaultdict(list)
-    for _ in range(bench.rounds):
-        bench.fill()
-        seconds = bench.seconds(SCRIPTS["loyalty"], "--limit", bench.events)
-        rates[report.KIT].append(bench.events / seconds)
-        bench.expect(0, report.KIT)
-        for peer, acks in product(bench.peers, ("each", "multiple")):
-            bench.fill()
-            seconds = bench.peer_seconds(peer, "consume", bench.events, acks)
-            name = peer.name if acks == "each" else f"{peer.name}, multiple acks"
-            rates[name].append(bench.events / seconds)
-            bench.expect(0, peer.name)
-    return compared(rates)
-
-
-def flow(bench: Bench) -> dict:
-    """Publisher and three consumers at once: events a second to their third effect, and latency."""
-    rates = []
-    count = bench.events // FLOW_SHARE
-    for _ in range(bench.rounds):
-        with consuming(bench, *CONSUMERS) as files:
-            started_at = time.time()
-            bench.seconds(*PUBLISHER, count)
-            last_at = max(at for _, at in effects(files, 3 * count))
-            rates.append(count / (last_at - started_at))
+def latency(bench: Bench) -> dict:
+    """From an event's creation to its third effect, at a hundred events a second."""
     latencies = latencies_ms(bench)
-    return {**rated(rates), "at_events_per_s": LATENCY_RATE, "p50_ms": percentile(latencies, 50),
+    return {"at_events_per_s": LATENCY_RATE, "p50_ms": percentile(latencies, 50),
             "p99_ms": percentile(latencies, 99), "max_ms": percentile(latencies, 100)}
 
 
@@ -255,7 +86,7 @@ def scale(bench: Bench) -> dict:
     rates: dict[int, list[float]] = {1: [], 2: [], 4: []}
     for _ in range(bench.rounds):
         for processes, each in rates.items():
-            bench.fill()
+            bench.fill(bench.events)
             with consuming(bench, *["loyalty"] * processes) as files:
                 times = [at for _, at in effects(files, bench.events)]
                 shortest_s = 0.001  # the times are whole milliseconds
@@ -264,7 +95,7 @@ def scale(bench: Bench) -> dict:
 
 
 def memory(bench: Bench) -> dict:
-    """Peak memory of a publisher and of a consumer with about a million events to process."""
+    """Peak memory of a publisher and of a consumer with many events to process."""
     if not Path("/proc/self/status").exists():
         return {}
     count = MANY * bench.events
@@ -363,78 +194,12 @@ def start_up(bench: Bench) -> dict:
 
 
 PARTS = {part.__name__: part for part in (
-    publish, apart, consume, flow, scale, memory, ledger, retries, start_up)}
-
-
-@contextmanager
-def consuming(bench: Bench, *names: str) -> Iterator[list[Path]]:
-    """Run these consumers; yield the files with their --json lines."""
-    wait_for_consumers(bench)
-    files = [bench.folder / f"{index}.jsonl" for index in range(len(names))]
-    processes = [bench.start(SCRIPTS[name], "--json", out=file)
-                 for name, file in zip(names, files)]
-    try:
-        wait_for_consumers(bench, *names)
-        yield files
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(TIMEOUT_S)
-
-
-def wait_for_consumers(bench: Bench, *names: str) -> None:
-    """Wait until these consumers, and no others, are on their queues."""
-    def are_there(channel) -> bool:
-        return all(
-            channel.queue_declare(queue, passive=True).method.consumer_count == names.count(name)
-            for name, queue in CONSUMERS.items())
-    bench.on_channel(lambda channel: wait_until(lambda: are_there(channel)))
-
-
-def effects(files: list[Path], count: int) -> list[tuple[str, float]]:
-    """(event id, time) of each line that the consumers print, once there are `count` lines."""
-    wait_until(lambda: sum(file.read_bytes().count(b"\n") for file in files) >= count)
-    records = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
-    return [(record["event_id"], seconds_of(record["time"])) for record in records]
-
-
-def seconds_of(utc: str) -> float:
-    return datetime.fromisoformat(utc.replace("Z", "+00:00")).timestamp()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise BenchError(f"Tras {TIMEOUT_S} s no ha llegado lo que se esperaba.")
-        time.sleep(POLL_S)
-
-
-def took(work: Callable[[], object]) -> float:
-    started_at = time.perf_counter()
-    work()
-    return time.perf_counter() - started_at
-
-
-def percentile(values: list[float], percent: int) -> float:
-    return round(sorted(values)[min(len(values) * percent // 100, len(values) - 1)], 1)
-
-
-def rated(rates: list[float]) -> dict:
-    return {"events_per_s": round(statistics.median(rates)),
-            "rounds": [round(rate) for rate in rates]}
-
-
-def compared(rates: dict[str, list[float]]) -> dict:
-    """Each program's rate. kit_is: the kit's rate divided by that of the program."""
-    kit = statistics.median(rates[report.KIT])
-    return {name: {**rated(each), "kit_is": round(kit / statistics.median(each), 2)}
-            for name, each in rates.items()}
+    race.publish, race.apart, race.consume, race.outbox, race.work, race.flow,
+    latency, scale, memory, ledger, retries, start_up)}
 
 
 def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> int:
-    """Measure and print the parts; write performance.json and performance.svg to `out`."""
+    """Measure and print the parts; write performance.md, .json and .svg to `out`."""
     unknown = set(parts) - set(PARTS)
     if unknown:
         cli.wrong_usage(f"no se mide {', '.join(sorted(unknown))}; se mide {', '.join(PARTS)}")
@@ -445,23 +210,30 @@ def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> in
         Node(Path(name) / "node") as node,
     ):
         node.start()
-        folder = Path(name)
-        peers = available(folder, yes) if {"publish", "apart", "consume"} & set(parts) else []
-        bench = Bench(node, folder, peers, rounds, QUICK_EVENTS if quick else EVENTS)
-        figures = out / "performance.json"
-        results = earlier_results(figures, bench)
-        results["versions"] |= versions(node, peers)
-        for part in parts:
-            console.print_line(f"\n{part}: {PARTS[part].__doc__}", "bold")
-            bench.purge()
-            results[part] = PARTS[part](bench)
-            console.print_line("\n".join(report.table(results, part)))
-        out.mkdir(parents=True, exist_ok=True)
-        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        if {"publish", "consume"} <= results.keys():
-            draw(out)
+        beside_peers = any(hasattr(race, part) for part in parts)
+        peers = available(Path(name), yes) if beside_peers else []
+        with Bench(node, Path(name), peers, rounds, QUICK_EVENTS if quick else EVENTS) as bench:
+            results = measure(bench, parts, out / "performance.json")
+    for page in (DOCS / PAGE, *(ROOT.glob("README*.md") if out.resolve() == DOCS else ())):
+        text = report.fill(page.read_text(encoding="utf-8"), results)
+        (out / page.name if page.name == PAGE else page).write_text(text, encoding="utf-8")
+    draw(out)
     console.print_line(f"\nResultados en {out}.")
     return cli.EXIT_OK
+
+
+def measure(bench: Bench, parts: list[str], figures: Path) -> dict[str, Any]:
+    """Measure and print the parts, and write each into `figures` when it is done."""
+    results = earlier_results(figures, bench)
+    results["versions"] |= versions(bench.node, bench.peers)
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        console.print_line(f"\n{part}: {PARTS[part].__doc__}", "bold")
+        bench.purge()
+        results[part] = PARTS[part](bench)
+        console.print_line("\n".join(report.table(results, part)))
+        figures.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return results
 
 
 def earlier_results(figures: Path, bench: Bench) -> dict[str, Any]:

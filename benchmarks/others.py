@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import console
+from common.config import ROOT
 from tools import environment
 from tools.command import failure_of
 
 HERE = Path(__file__).resolve().parent
-VENV, REQUIREMENTS = HERE / ".venv", HERE / "requirements.txt"
+VENV, REQUIREMENTS = ROOT / ".state" / "bench-venv", HERE / "requirements.txt"
 INSTALL_TIMEOUT_S = 300
 PYTHON_PEERS = (  # name, package, program in peers/, whether it keeps many publishes in flight
     ("pika (blocking)", "pika", "with_pika.py", False),
@@ -19,24 +20,33 @@ PYTHON_PEERS = (  # name, package, program in peers/, whether it keeps many publ
     ("py-amqp", "amqp", "with_py_amqp.py", True),
     ("AMQPStorm", "AMQPStorm", "with_amqpstorm.py", False),
     ("aio-pika", "aio-pika", "with_aio_pika.py", True),
+    ("CoolAMQP", "CoolAMQP", "with_coolamqp.py", True),
 )
 
 
 @dataclass(frozen=True)
 class Peer:
-    """window: whether it keeps many publishes in flight."""
+    """window: whether it keeps many publishes in flight; multiple: whether one ack may be for many
+    events."""
 
     name: str
     version: str
     command: list[str]
     window: bool
+    multiple: bool = True
+
+    @property
+    def same_work(self) -> bool:
+        """Whether its program can do the kit's work: those in Python can."""
+        return self.command[-1].endswith(".py")
 
 
 def available(folder: Path, yes: bool) -> list[Peer]:
     """Prepare and return the peers that this machine can run; print why the others cannot."""
     python = str(environment.ensure(VENV, REQUIREMENTS, yes))
     versions = dict(line.split("==") for line in REQUIREMENTS.read_text(encoding="utf-8").split())
-    peers = [Peer(name, versions[package], [python, str(HERE / "peers" / program)], window)
+    peers = [Peer(name, versions[package], [python, str(HERE / "peers" / program)], window,
+                  name != "CoolAMQP")
              for name, package, program, window in PYTHON_PEERS]
     return peers + _amqplib() + _rabbitmq_c(folder)
 
@@ -51,8 +61,8 @@ def draw(folder: Path) -> None:
 
 
 def _amqplib() -> list[Peer]:
-    npm = shutil.which("npm")
-    if not (shutil.which("node") and npm):
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not (node and npm):
         return _left_out("amqplib", "no hay node con npm")
     if not (HERE / "node_modules").is_dir():
         problem = failure_of([npm, "install", "--prefix", str(HERE), "--no-package-lock",
@@ -60,7 +70,7 @@ def _amqplib() -> list[Peer]:
         if problem is not None:
             return _left_out("amqplib", f"npm no lo instala\n{problem}")
     package = json.loads((HERE / "package.json").read_text(encoding="utf-8"))
-    command = ["node", str(HERE / "peers" / "with_amqplib.js")]
+    command = [node, str(HERE / "peers" / "with_amqplib.js")]
     return [Peer("amqplib (node)", package["dependencies"]["amqplib"], command, True)]
 
 

@@ -1,6 +1,16 @@
 """The results of `kit.py bench` as Markdown tables, for the screen and docs/performance.md."""
 
+import re
+from functools import partial
+
 KIT = "kit"
+ONE_BY_ONE, BATCHES = "one by one", "batches"  # how a peer commits, or publishes
+GOALS = (  # what, part, end of the peers' names, factor asked for
+    ("consuming, a commit for each event", "work", ONE_BY_ONE, 3),
+    ("consuming, in batches", "work", BATCHES, 1),
+    ("publishing with an outbox, one by one", "outbox", ONE_BY_ONE, 3),
+    ("publishing with an outbox, in batches", "outbox", BATCHES, 0),
+    ("everything at once", "flow", "", 0))
 
 
 def table(results: dict, part: str) -> list[str]:
@@ -8,19 +18,41 @@ def table(results: dict, part: str) -> list[str]:
     found = results.get(part)
     if not found:
         return []
-    layouts = {"publish": _comparison, "apart": _comparison, "consume": _comparison,
-               "scale": _scaling, "retries": _lateness}
-    head, *body = layouts.get(part, _plain)(found)
+    head, *body = LAYOUTS.get(part, _plain)(found)
+    return _lines(head, body)
+
+
+def fill(page: str, results: dict) -> str:
+    """Put what was measured behind each <!-- part --> of a page. <!-- flow rows -->: only rows,
+    below the head of a page in another language."""
+    def lines_of(found: re.Match) -> str:
+        lines = {"run": run, "goals": goals}.get(found[1], partial(table, part=found[1]))(results)
+        return f"<!-- {found[1]} -->\n\n" + "\n".join([*lines, ""]) if lines else found[0]
+
+    page = re.sub(r"<!-- (\w+) -->\n\n(?:(?:\||Measured ).*\n)*", lines_of, page)
+    rows = "\n".join([*table(results, "flow")[2:], ""])
+    return re.sub(r"(<!-- flow rows -->\n\n\|.*\n\|.*\n)(?:\|.*\n)*",
+                  lambda found: found[1] + rows, page)
+
+
+def run(results: dict) -> list[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    return [f"Measured on {results['when']}: {results['machine']}; {results['rounds']} rounds of"
+            f" {results['events']} events; {versions}."]
+
+
+def goals(results: dict) -> list[str]:
+    """What the kit does of the best peer of a kind, beside what was asked for."""
+    rows: list[tuple] = [
+        (what, f"{asked} ×" if asked else "", f"{ratio} ×", name)
+        for what, part, kind, asked in GOALS if part in results
+        for ratio, name in [min((one["kit_is"], name) for name, one in results[part].items()
+                                if name != KIT and name.endswith(kind))]]
+    return _lines(("the kit, of the best peer", "asked for", "is", "the peer"), rows)
+
+
+def _lines(head: tuple, body: list[tuple]) -> list[str]:
     return [_line(cells) for cells in (head, ("---", *["---:"] * (len(head) - 1)), *body)]
-
-
-def summary(results: dict) -> list[str]:
-    """The rows of the READMEs' table: name, publish rate, kit's ratio, consume rate, ratio."""
-    publish, consume = results["publish"], results["consume"]
-    fastest_first = sorted(publish, key=lambda name: -publish[name]["events_per_s"])
-    return [_line((name, publish[name]["events_per_s"], _ratio(publish, name),
-                   consume[name]["events_per_s"], _ratio(consume, name)))
-            for name in fastest_first]
 
 
 def _ratio(found: dict, name: str) -> str:
@@ -35,13 +67,16 @@ def _rounds(one: dict) -> str:
     return ", ".join(map(str, one["rounds"]))
 
 
+TITLES = {"broker_us": "broker, µs of CPU an event", "client_us": "client, µs",
+          "lost": "lost when killed", "doubled": "doubled"}
+
+
 def _comparison(found: dict) -> list[tuple]:
-    titles = {"broker_us": "broker, µs of CPU an event", "client_us": "client, µs"}
-    costs = [cost for cost in titles if cost in found[KIT]]
-    head = ("", "events/s", "the kit does", *(titles[cost] for cost in costs), "rounds")
+    titles = {name: title for name, title in TITLES.items() if name in found[KIT]}
+    head = ("", "events/s", "the kit does", *titles.values(), "rounds")
     fastest_first = sorted(found.items(), key=lambda item: -item[1]["events_per_s"])
     return [head, *((name, one["events_per_s"], _ratio(found, name),
-                     *(one[cost] for cost in costs), _rounds(one))
+                     *(one[name] for name in titles), _rounds(one))
                     for name, one in fastest_first)]
 
 
@@ -62,3 +97,7 @@ def _plain(found: dict) -> list[tuple]:
     return [("", ""), *(
         (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else value)
         for name, value in found.items())]
+
+
+LAYOUTS = {**dict.fromkeys(("publish", "apart", "consume", "outbox", "work", "flow"), _comparison),
+           "scale": _scaling, "retries": _lateness}

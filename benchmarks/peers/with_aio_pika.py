@@ -6,65 +6,56 @@ not faster.
 """
 
 import asyncio
-import sys
 import time
-from pathlib import Path
+from itertools import islice
 
 import aio_pika
+import work
 
-BATCH = 1000
 
-
-async def publish(url, count, body):
-    async def publish_one(number):
+async def publish(url, outbox):
+    async def publish_one(event):
+        event_id, body = event
         message = aio_pika.Message(
             body, content_type="application/cloudevents+json", type="UsuarioCreado",
-            app_id="ecomarket", timestamp=int(time.time()), message_id=str(number),
-            delivery_mode=2)
+            app_id="ecomarket", timestamp=int(time.time()), message_id=event_id, delivery_mode=2)
         # Raises PublishError if the message is returned, DeliveryError if it is refused.
         await exchange.publish(message, "", mandatory=True)
+        outbox.confirmed(event_id)
 
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.get_exchange("user_events", ensure=False)
-        for first in range(0, count, BATCH):
-            await asyncio.gather(*map(publish_one, range(first, min(first + BATCH, count))))
+        events = outbox.events()
+        while batch := list(islice(events, outbox.window)):
+            await asyncio.gather(*map(publish_one, batch))
 
 
-async def consume(url, count, mode):
-    done = 0
-    finished = asyncio.Event()
+async def consume(url, inbox):
+    last = None
 
     async def on_message(message):
-        nonlocal done
-        if done == count:
-            return
-        done += 1
-        last = done == count
-        if mode == "each":
-            await message.ack()
-        elif done % 100 == 0 or last:
-            await message.ack(multiple=True)
-        if last:
-            finished.set()
+        nonlocal last
+        inbox.do(message.body)
+        last = message
+        if inbox.full:
+            await finish_batch()
+
+    async def finish_batch():
+        inbox.commit()
+        await last.ack(multiple=True)
 
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        await channel.set_qos(prefetch_count=200)
-        queue = await channel.get_queue("loyalty_queue", ensure=False)
+        await channel.set_qos(prefetch_count=work.PREFETCH)
+        queue = await channel.get_queue(inbox.queue, ensure=False)
         tag = await queue.consume(on_message)  # faster than queue.iterator()
-        await finished.wait()
+        while inbox.left:
+            await asyncio.sleep(work.IDLE_S)
+            if inbox.pending:
+                await finish_batch()
         await queue.cancel(tag)  # a close alone can lose acks: rabbitmq-server issue 10327
 
 
-def main(role, url, count, option="each"):
-    publishes = role == "publish"
-    argument = Path(option).read_bytes() if publishes else option
-    work = publish if publishes else consume
-    started = time.perf_counter()
-    asyncio.run(work(url, int(count), argument))
-    print(time.perf_counter() - started)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    work.main(lambda *some: asyncio.run(publish(*some)), lambda *some: asyncio.run(consume(*some)))

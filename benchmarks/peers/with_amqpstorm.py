@@ -4,56 +4,49 @@ It has no asynchronous confirms: https://github.com/eandersson/amqpstorm/issues/
 Based on its examples/simple_publisher_confirms.py and examples/simple_consumer.py.
 """
 
-import sys
-import time
 from datetime import datetime, timezone
-from pathlib import Path
 
+import work
 from amqpstorm import UriConnection
 
 
-def publish(url, count, body):
+def publish(url, outbox):
     with UriConnection(url) as connection, connection.channel() as channel:
         channel.confirm_deliveries()
-        for number in range(count):
+        for event_id, body in outbox.events():
             properties = {
                 "content_type": "application/cloudevents+json", "message_type": "UsuarioCreado",
                 "app_id": "ecomarket", "timestamp": datetime.now(timezone.utc),
-                "message_id": str(number), "delivery_mode": 2}
+                "message_id": event_id, "delivery_mode": 2}
             # Raises AMQPMessageError if the message is returned; False if it is refused.
             if not channel.basic.publish(body, "", "user_events", properties, mandatory=True):
-                sys.exit("the broker refused a message")
+                raise SystemExit("the broker refused a message")
+            outbox.confirmed(event_id)
 
 
-def consume(url, count, mode):
-    done = 0
+def consume(url, inbox):
+    last = None
 
     def on_message(message):
-        nonlocal done
-        if done == count:
-            return
-        done += 1
-        if mode == "each":
-            message.ack()
-        elif done % 100 == 0 or done == count:
-            channel.basic.ack(message.delivery_tag, multiple=True)
-        if done == count:
-            channel.stop_consuming()
+        nonlocal last
+        inbox.do(message._body)
+        last = message
+        if inbox.full:
+            finish_batch()
+
+    def finish_batch():
+        inbox.commit()
+        channel.basic.ack(last.delivery_tag, multiple=True)
 
     with UriConnection(url) as connection, connection.channel() as channel:
-        channel.basic.qos(200)
-        channel.basic.consume(on_message, "loyalty_queue")
-        channel.start_consuming(auto_decode=False)
-
-
-def main(role, url, count, option="each"):
-    publishes = role == "publish"
-    argument = Path(option).read_bytes() if publishes else option
-    work = publish if publishes else consume
-    started = time.perf_counter()
-    work(url, int(count), argument)
-    print(time.perf_counter() - started)
+        channel.basic.qos(work.PREFETCH)
+        tag = channel.basic.consume(on_message, inbox.queue)
+        while inbox.left:
+            channel.process_data_events(auto_decode=False)  # on_message for all that has arrived
+            if inbox.pending:
+                finish_batch()
+        channel.basic.cancel(tag)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    work.main(publish, consume)

@@ -4,57 +4,52 @@ It has no faster way: https://pika.readthedocs.io/en/stable/examples/
 (blocking_delivery_confirmations.html, blocking_consume.html)
 """
 
-import sys
 import time
-from pathlib import Path
 
 import pika
+import work
 
 
-def publish(url, count, body):
+def publish(url, outbox):
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.confirm_delivery()
-    for number in range(count):
+    for event_id, body in outbox.events():
         properties = pika.BasicProperties(
             content_type="application/cloudevents+json", type="UsuarioCreado", app_id="ecomarket",
-            timestamp=int(time.time()), message_id=str(number), delivery_mode=2)
+            timestamp=int(time.time()), message_id=event_id, delivery_mode=2)
         # Raises UnroutableError if the message is returned, NackError if it is refused.
         channel.basic_publish("user_events", "", body, properties, mandatory=True)
+        outbox.confirmed(event_id)
     connection.close()
 
 
-def consume(url, count, mode):
-    done = 0
+def consume(url, inbox):
+    last_tag = 0
 
     def on_message(channel, deliver, properties, body):
-        nonlocal done
-        if done == count:
-            return
-        done += 1
-        if mode == "each":
-            channel.basic_ack(deliver.delivery_tag)
-        elif done % 100 == 0 or done == count:
-            channel.basic_ack(deliver.delivery_tag, multiple=True)
-        if done == count:
-            channel.stop_consuming()
+        nonlocal last_tag
+        inbox.do(body)
+        last_tag = deliver.delivery_tag
+        if inbox.full:
+            finish_batch()
+
+    def finish_batch():
+        inbox.commit()
+        channel.basic_ack(last_tag, multiple=True)
 
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
-    channel.basic_qos(prefetch_count=200)
-    channel.basic_consume("loyalty_queue", on_message)
-    channel.start_consuming()
+    channel.basic_qos(prefetch_count=work.PREFETCH)
+    tag = channel.basic_consume(inbox.queue, on_message)
+    while inbox.left or inbox.pending:
+        left = inbox.left
+        connection.process_data_events(work.IDLE_S)  # calls on_message for all that has arrived
+        if inbox.pending and inbox.left == left:
+            finish_batch()
+    channel.basic_cancel(tag)
     connection.close()
 
 
-def main(role, url, count, option="each"):
-    publishes = role == "publish"
-    argument = Path(option).read_bytes() if publishes else option
-    work = publish if publishes else consume
-    started = time.perf_counter()
-    work(url, int(count), argument)
-    print(time.perf_counter() - started)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    work.main(publish, consume)

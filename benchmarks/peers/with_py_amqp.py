@@ -3,15 +3,12 @@
 https://github.com/celery/py-amqp#readme (its "append" is wrong: events["basic_ack"] is a set)
 """
 
-import sys
 import time
-from collections import deque
-from pathlib import Path
+from itertools import takewhile
 from urllib.parse import unquote, urlsplit
 
 import amqp
-
-WINDOW = 1000
+import work
 
 
 def connect(url):
@@ -21,66 +18,65 @@ def connect(url):
         virtual_host=unquote(parts.path[1:]))
 
 
-def publish(url, count, body):
-    unconfirmed = deque()
+def publish(url, outbox):
+    unconfirmed = {}  # ids by delivery tag, oldest first
 
     def on_ack(delivery_tag, multiple):
-        if not multiple:
-            unconfirmed.remove(delivery_tag)
-        while multiple and unconfirmed and unconfirmed[0] <= delivery_tag:
-            unconfirmed.popleft()
+        tags = [delivery_tag]
+        if multiple:
+            tags = list(takewhile(lambda tag: tag <= delivery_tag, unconfirmed))
+        for tag in tags:
+            outbox.confirmed(unconfirmed.pop(tag))
 
-    def on_nack(delivery_tag, multiple):
+    def refused(*_):
         raise amqp.exceptions.MessageNacked()
 
     with connect(url) as connection:
         channel = connection.channel()
         channel.confirm_select()
         channel.events["basic_ack"].add(on_ack)
-        channel.events["basic_nack"].add(on_nack)
-        for number in range(1, count + 1):  # the delivery tags of confirms start at 1
+        channel.events["basic_nack"].add(refused)
+        channel.events["basic_return"].add(refused)
+        for tag, (event_id, body) in enumerate(outbox.events(), start=1):
             message = amqp.Message(
                 body, content_type="application/cloudevents+json", type="UsuarioCreado",
-                app_id="ecomarket", timestamp=int(time.time()), message_id=str(number),
+                app_id="ecomarket", timestamp=int(time.time()), message_id=event_id,
                 delivery_mode=2)
             channel.basic_publish(message, exchange="user_events", routing_key="", mandatory=True)
-            unconfirmed.append(number)
-            while len(unconfirmed) >= WINDOW:
+            unconfirmed[tag] = event_id
+            while len(unconfirmed) >= outbox.window:
                 connection.drain_events()
         while unconfirmed:
             connection.drain_events()
 
 
-def consume(url, count, mode):
-    done = 0
+def consume(url, inbox):
+    last_tag = 0
 
     def on_message(message):
-        nonlocal done
-        if done == count:
-            return
-        done += 1
-        if mode == "each":
-            channel.basic_ack(message.delivery_tag)
-        elif done % 100 == 0 or done == count:
-            channel.basic_ack(message.delivery_tag, multiple=True)
+        nonlocal last_tag
+        inbox.do(message.body)
+        last_tag = message.delivery_tag
+        if inbox.full:
+            finish_batch()
+
+    def finish_batch():
+        inbox.commit()
+        channel.basic_ack(last_tag, multiple=True)
 
     with connect(url) as connection:
         channel = connection.channel()
-        channel.basic_qos(0, 200, False)
-        tag = channel.basic_consume("loyalty_queue", callback=on_message)
-        while done < count:
-            connection.drain_events()
+        channel.basic_qos(0, work.PREFETCH, False)
+        tag = channel.basic_consume(inbox.queue, callback=on_message)
+        while inbox.left:
+            try:
+                connection.drain_events(timeout=work.IDLE_S if inbox.pending else None)
+            except TimeoutError:
+                finish_batch()
+        if inbox.pending:
+            finish_batch()
         channel.basic_cancel(tag)  # a close alone can lose acks: rabbitmq-server issue 10327
 
 
-def main(role, url, count, option="each"):
-    publishes = role == "publish"
-    argument = Path(option).read_bytes() if publishes else option
-    work = publish if publishes else consume
-    started = time.perf_counter()
-    work(url, int(count), argument)
-    print(time.perf_counter() - started)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    work.main(publish, consume)
