@@ -147,7 +147,7 @@ def watch(settings, options):
     console.print_line(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar."
                        + HEADING * (not full))
     watcher.until_stopped()
-    console.print_line(f"mensajes fallidos vistos: {watcher.shown.total()}."
+    console.print_line(f"mensajes fallidos vistos: {watcher.shown}."
                        " Mirar no ha quitado ninguno.")
 
 

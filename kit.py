@@ -23,7 +23,8 @@ from common import cli
 from common.config import ROOT
 from tools import environment
 
-BENCH_PARTS = "publish, apart, consume, flow, scale, memory, ledger, retries o start_up"
+BENCH_PARTS = ("publish, apart, consume, outbox, work, flow, letters, latency, scale, memory,"
+               " ledger, retries o start_up")
 
 
 def main(argv=None):
@@ -89,7 +90,7 @@ def parser():
                       help="también los fallos de tests/faults: un cuarto de hora más")
     bench = add("bench", "el kit al lado de otras bibliotecas, medido en un broker privado")
     bench.add_argument("parts", nargs="*", metavar="PARTE",
-                       help=BENCH_PARTS + "; por defecto todas, una media hora")
+                       help=BENCH_PARTS + "; por defecto todas, unos veinte minutos")
     bench.add_argument("--rounds", type=cli.whole(1, 100), default=5, metavar="N",
                        help="cuántas veces cada medida; cuenta la mediana (por defecto, 5)")
     bench.add_argument("--quick", action="store_true",

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import closing
 from datetime import date
 from pathlib import Path
@@ -29,6 +29,7 @@ from benchmarks.rig import (
     SCRIPTS,
     TIMEOUT_S,
     Bench,
+    BenchError,
     consuming,
     effects,
     percentile,
@@ -37,19 +38,24 @@ from benchmarks.rig import (
 )
 from common import cli, console
 from common.config import ROOT
-from common.events import Event, new_id, user_created
+from common.confirms import WINDOW
+from common.events import Event, encode, new_id, now, user_created
 from common.exchange import CONSUMERS
 from common.ledger import Ledger
 from common.outbox import Outbox
-from common.publishing import confirmed_channel
+from common.publishing import confirmed_channel, properties
+from common.retry import failed_copy
+from common.simulation import SimulatedFailure
 from events_publisher_levels import level_3_confirmed
 from tools import broker
 from tools.node import Node, ask_management
 
 EVENTS = 30_000  # per round: a script's start-up takes at most a tenth of the time
 QUICK_EVENTS = 600
+LETTERS = 100_000  # dead letters, for EVENTS
 MANY = 10  # times EVENTS: no program's memory may depend on it
 LATENCY_RATE = 100  # events per second
+DEAD = "dead_letter_consumer.py"
 DOCS = ROOT / "docs"
 PAGE = "performance.md"
 
@@ -118,6 +124,41 @@ def peak_mb(bench: Bench, *command: object) -> float:
         time.sleep(POLL_S)
     bench.check_exit_code(process.returncode, command[0])
     return round(peak_kb * 1024 / 1e6, 1)
+
+
+def letters(bench: Bench) -> dict:
+    """Many dead letters, while another terminal watches them: counted, exported, replayed."""
+    count = max(LETTERS * bench.events // EVENTS, 100)
+    fill_dead_letters(bench, count)
+    view = bench.start(DEAD, "--json")
+    out = bench.folder / "fallidos.jsonl"
+    found: dict[str, object] = {"dead letters": count}
+    for name, command in (("summary", ["--summary"]), ("export", ["--export", out]),
+                          ("replay", ["--replay", "--max-replays", "9"])):
+        started_at = time.monotonic()
+        found[f"{name}, MB at most"] = peak_mb(bench, DEAD, *command)
+        found[f"{name}, messages/s"] = round(count / (time.monotonic() - started_at))
+    bench.expect(count, DEAD)
+    if len(out.read_bytes().splitlines()) != count or view.poll() is not None:
+        raise BenchError("La copia de los mensajes fallidos no está completa: la medida no vale.")
+    view.kill()
+    return found
+
+
+def fill_dead_letters(bench: Bench, count: int) -> None:
+    """As a consumer leaves them after its last attempt."""
+    with confirmed_channel(bench.settings, TIMEOUT_S) as channel:
+        channel.confirm_delivery()
+        for _ in range(count):
+            event = user_created("Juan", "juan@eco.com")
+            copy = properties(event, 2)
+            for delay in (*bench.settings.retry_delays, None):
+                queue, copy = failed_copy(copy, SimulatedFailure("falla siempre"), delay,
+                                          consumer="loyalty", source_queue="loyalty_queue",
+                                          failed_at=now())
+            channel.basic_publish("", queue, encode(event), copy, True)
+            deque(channel.answers(WINDOW), 0)
+        deque(channel.answers(0), 0)
 
 
 def ledger(bench: Bench) -> dict:
@@ -195,7 +236,7 @@ def start_up(bench: Bench) -> dict:
 
 PARTS = {part.__name__: part for part in (
     race.publish, race.apart, race.consume, race.outbox, race.work, race.flow,
-    latency, scale, memory, ledger, retries, start_up)}
+    letters, latency, scale, memory, ledger, retries, start_up)}
 
 
 def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> int:

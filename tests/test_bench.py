@@ -77,6 +77,12 @@ work.main(None, consume)
     assert found.pop(wrong) > 0 and set(found.values()) == {0}
 
 
+def test_dead_letters_are_counted_exported_and_replayed(measured):
+    assert bench.letters(measured)["dead letters"] == 200
+    assert measured.on_channel(lambda channel: channel.queue_declare(
+        "dead_letter_queue", passive=True).method.message_count) == 0
+
+
 def test_flow_processes_memory_and_ledger_are_measured(measured):
     assert race.flow(measured)[report.KIT]["events_per_s"] > 0
     assert 0 < bench.latency(measured)["p50_ms"] < 60_000

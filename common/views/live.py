@@ -67,7 +67,7 @@ class View:
 class Watcher(View):
     """Calls show(dead letter, number) once for each one that is wanted(dead letter).
 
-    One may be in the queue more than once, and is shown as often: `shown` counts by digest.
+    One may be in the queue more than once, and is shown as often: they are counted by digest.
     """
 
     def __init__(self, settings: Settings, show: Callable[[DeadLetter, int], None],
@@ -76,12 +76,12 @@ class Watcher(View):
         super().__init__(settings)
         self._show, self._wanted = show, wanted
         self._limit, self._idle_timeout_s = limit, idle_timeout_s
-        self.shown: Counter = Counter()
+        self.shown, self._digests = 0, Counter[bytes]()
         self._new_at = time.monotonic()
 
     def done(self) -> bool:
         idle_s = time.monotonic() - self._new_at
-        return (super().done() or self.shown.total() == self._limit
+        return (super().done() or self.shown == self._limit
                 or (self._idle_timeout_s is not None and idle_s > self._idle_timeout_s))
 
     def _watch(self, connection) -> None:
@@ -107,10 +107,11 @@ class Watcher(View):
                 if self.done():
                     break
                 seen[found.digest] += 1
-                if seen[found.digest] > self.shown[found.digest] and self._wanted(found):
-                    self.shown[found.digest] += 1
+                if seen[found.digest] > self._digests[found.digest] and self._wanted(found):
+                    self._digests[found.digest] += 1
+                    self.shown += 1
                     self._new_at = time.monotonic()
-                    self._show(found, self.shown.total())
+                    self._show(found, self.shown)
         return seen.total()
 
 
