@@ -1,12 +1,12 @@
 """Run a script and list its lines, or kill it at one of them: python lines.py ORDER SCRIPT ….
 
 ORDER is JSON. {"list": FILE}: write to FILE each line of common/ and of the script that is executed,
-as [file, line, thread, on import, executions]. {"at": [file, line, thread], "nth": N, "pause_s": S}:
-stop this thread for S seconds at the N-th execution, while the other thread goes on, and then send
-the signal "with" (SIGKILL) to the process.
+as [[file, line, thread, on import], executions]. {"at": such a line, "nth": N, "pause_s": S}: stop
+this thread for S seconds at the N-th execution, while the other thread goes on, and then send SIGKILL
+to the process.
 """
 
-import inspect
+import importlib
 import json
 import os
 import runpy
@@ -23,6 +23,7 @@ PUBLISHER = ROOT / "events_publisher_levels.py"
 sys.path[0] = str(ROOT)  # as for a script in the root folder
 
 executed: Counter = Counter()
+on_import = True
 
 
 def thread() -> str:
@@ -35,7 +36,6 @@ def listing(script: str):
 
     def count(frame, event: str, _):
         if event == "line":
-            on_import = not frame.f_code.co_flags & inspect.CO_OPTIMIZED
             executed[frame.f_code.co_filename.removeprefix(FOLDER), frame.f_lineno, thread(),
                      on_import] += 1
         return count
@@ -44,8 +44,8 @@ def listing(script: str):
 
 
 def deadly(order: dict):
-    """Return a trace function that ends or stops the process at a line."""
-    file, line, its_thread = order["at"]
+    """Return a trace function that ends the process at a line."""
+    file, line, its_thread, _ = order["at"]
     left = order["nth"]
 
     def die(frame, event: str, _):
@@ -54,25 +54,32 @@ def deadly(order: dict):
             left -= 1
             if not left:
                 time.sleep(order["pause_s"])
-                os.kill(os.getpid(), order.get("with", signal.SIGKILL))
+                os.kill(os.getpid(), signal.SIGKILL)
         return die
 
     return lambda frame, *_: die if frame.f_code.co_filename == FOLDER + file else None
+
+
+def set_trace(trace) -> None:
+    threading.settrace(trace)
+    sys.settrace(trace)
 
 
 if __name__ == "__main__":
     order, *sys.argv = sys.argv[1:]
     order = json.loads(order)
     trace = listing(sys.argv[0]) if "list" in order else deadly(order)
-    threading.settrace(trace)
-    sys.settrace(trace)
+    if "list" in order or order["at"][-1]:
+        set_trace(trace)
+    importlib.import_module(Path(sys.argv[0]).stem)
+    on_import = False
+    set_trace(trace)
+    if sys.argv[0] == PUBLISHER.name:  # a few events are several windows
+        from common import confirms, publishing
+        confirms.WINDOW, publishing.BATCH = 20, 5
     try:
-        if sys.argv[0] == PUBLISHER.name:  # a few events are several windows
-            from common import confirms, publishing
-            confirms.WINDOW, publishing.BATCH = 20, 5
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
     finally:
         sys.settrace(None)
         if "list" in order:
-            Path(order["list"]).write_text(json.dumps([[*key, n] for key, n in executed.items()]),
-                                           encoding="utf-8")
+            Path(order["list"]).write_text(json.dumps(list(executed.items())), encoding="utf-8")
