@@ -22,6 +22,7 @@ from pathlib import Path
 import pika
 import pytest
 
+from common.cli import EXIT_BAD_CONFIG, EXIT_NO_BROKER
 from common.events import encode, now, user_created
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, declare, topology
 from common.outbox import Outbox
@@ -40,6 +41,10 @@ WORKERS = 3 * (os.cpu_count() or 1)
 PAUSE_S = 0.2
 EVENTS = 60  # three windows
 DRAINS_AT_MOST = 5
+IDLE_S = "0.7"
+STOP_S = 26  # the broker closes a connection after two heartbeats and a bit
+DISK_ERRORS = ["database or disk is full", "disk I/O error"]
+CALLS, PAGES = 90, 30
 
 # ---------------------------------------------------------------- the scenarios
 # run(script, …) runs the script under tests/faults/lines.py, and `kit` in the ordinary way.
@@ -57,7 +62,7 @@ def consumer(kit, run, name: str) -> None:
     good += [kit.publish_event(event()), kit.publish_event(event())]
     kit.publish_event(good[-1])
     kit.publish(b"no event", properties=pika.BasicProperties(message_id="malformed"))
-    run(SCRIPTS[name], "--idle-timeout", "0.7")
+    run(SCRIPTS[name], "--idle-timeout", kit.idle)
     drain(kit, name, ids(good), {fails.id, "malformed"})
 
 
@@ -163,7 +168,7 @@ def drain(kit, name: str, done: set[str], dead: set[str]) -> None:
     found: Counter = Counter()
     for _ in range(DRAINS_AT_MOST):  # a connection or a retry may take a second on a busy machine
         result = kit.run(SCRIPTS[name], "--idle-timeout", "1")
-        assert result.returncode in (0, 69), result
+        assert result.returncode in (0, EXIT_NO_BROKER), result
         found += dead_letters(kit)
         if account.effects(kit, name) >= done and set(found) >= dead:
             break
@@ -198,54 +203,92 @@ def lines_of(fault_node, tmp_path_factory):
     return executed
 
 
+@pytest.fixture
+def search(fault_node, tmp_path, capsys):
+    """Return a function that takes the account after each of some orders, and counts exit codes.
+
+    Each element of find(rng) is a list of orders with one account. sample: how many are drawn.
+    """
+    def in_parallel(name: str, find, codes: set[int], sample: int = SAMPLE, idle: str = IDLE_S):
+        fault_node.start()
+        seed = int(os.environ.get("KIT_SEED") or random.randrange(2**32))
+        rng = random.Random(seed)
+        found = find(rng)
+        wanted = os.environ.get("KIT_LINES", sample)
+        drawn = found if wanted == "all" else rng.sample(found, min(int(wanted), len(found)))
+        ends, results, started_at = Counter(), Counter(), time.monotonic()
+
+        def take(number: int) -> str:
+            orders = drawn[number]
+            try:
+                with OneChannel.new(fault_node, tmp_path / str(number), idle) as kit:
+                    SCENARIOS[name](kit, partial(run_each, kit, orders))
+                    ends.update(kit.ends)
+                    results["with a dead letter twice"] += kit.doubled
+                    assert set(kit.ends) <= codes
+                return ""
+            except BaseException as error:  # pytest.fail() too
+                failure = f"{orders}: {error!r}"[:2000]
+                with capsys.disabled():
+                    print(f"\nFAILED {failure}", flush=True)
+                return failure
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            failures = list(filter(None, pool.map(take, range(len(drawn)))))
+        with capsys.disabled():
+            print(f"\n{name}: KIT_SEED={seed}, {len(drawn)} accounts of {len(found)}, exit codes"
+                  f" {dict(ends)}, {results['with a dead letter twice']} with a dead letter twice,"
+                  f" {len(failures)} failures, {time.monotonic() - started_at:.0f} s", flush=True)
+        assert not failures, "\n".join(failures)
+        return ends
+
+    return in_parallel
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_script_killed_at_any_line_and_started_again_loses_and_doubles_nothing(
-        fault_node, lines_of, tmp_path, name, capsys):
-    seed = int(os.environ.get("KIT_SEED") or random.randrange(2**32))
-    rng = random.Random(seed)
-    orders = deaths(lines_of(name), rng)
-    sample = os.environ.get("KIT_LINES", str(SAMPLE))
-    if sample != "all":
-        orders = rng.sample(orders, min(int(sample), len(orders)))
-    started_at, results = time.monotonic(), Counter()
+        search, lines_of, name):
+    found = search(name, partial(deaths, lines_of(name)), {0, 3, -signal.SIGKILL})
+    assert found[-signal.SIGKILL] > found.total() / 2
 
-    def die(number: int) -> str:
-        try:
-            with OneChannel.new(fault_node, tmp_path / str(number)) as kit:
-                SCENARIOS[name](kit, partial(run_each, kit, orders[number]))
-                results.update("killed" if code == -signal.SIGKILL else "not reached"
-                               for code in kit.codes)
-                results["with a dead letter twice"] += kit.doubled
-                assert set(kit.codes) <= {0, 3, -signal.SIGKILL}, kit.codes
-        except BaseException as error:  # pytest.fail() too
-            with capsys.disabled():
-                print(f"\nFAILED {orders[number]}: {error!r}"[:3000], flush=True)
-            return f"{orders[number]}: {error!r}"[:1000]
-        return ""
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        failures = list(filter(None, pool.map(die, range(len(orders)))))
-    with capsys.disabled():
-        print(f"\n{name}: KIT_SEED={seed}, {len(lines_of(name))} lines, {sum(map(len, orders))}"
-              f" deaths, {len(orders)} accounts: {dict(results)}, {len(failures)} failures,"
-              f" {time.monotonic() - started_at:.0f} s", flush=True)
-    assert not failures, "\n".join(failures)
-    assert results["killed"] > len(orders) / 2
+@pytest.mark.parametrize("name", ["loyalty", "level 3"])
+def test_a_script_frozen_at_any_line_for_longer_than_the_heartbeat_loses_and_doubles_nothing(
+        search, lines_of, name):
+    lines = [line for line, _ in lines_of(name) if line[2] == "other" or "consuming" in line[0]]
+    search(name, lambda _: [[{"at": line, "nth": 1, "stop_s": STOP_S}] for line in lines],
+           {0, EXIT_NO_BROKER}, sample=6, idle="5")
+
+
+@pytest.mark.parametrize("name", ["loyalty", "analytics", "email", "level 3", "resume"])
+def test_a_disk_that_fails_at_any_call_ends_the_script_and_loses_and_doubles_nothing(search, name):
+    """SQLite fails once or for good; and files that may not grow, where SQLite fails by itself."""
+    found = search(name, lambda rng: [
+        *([{"call": call, "error": rng.choice(DISK_ERRORS), "calls": rng.choice((1, 10**9))}]
+          for call in range(1, CALLS)),
+        *([{"file_size": pages * 4096}] for pages in range(PAGES))], {0, EXIT_BAD_CONFIG}, sample=8)
+    assert found[EXIT_BAD_CONFIG]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_signals_and_a_clock_that_jumps_an_hour_change_nothing(search, name):
+    search(name, lambda rng: [[{"signals": 1}], [{"clock": rng.randrange(2**32)}]], {0, 3})
 
 
 @dataclass
 class OneChannel(Kit):
     """A Kit in a vhost of its own, whose helpers share one channel."""
 
-    codes: list = field(default_factory=list)  # the exit codes of the scripts that should die
+    idle: str = IDLE_S
+    ends: list = field(default_factory=list)  # the exit codes of the scripts that should die
     doubled: bool = False
 
     @classmethod
     @contextmanager
-    def new(cls, node, folder: Path):
+    def new(cls, node, folder: Path, idle: str = IDLE_S):
         vhost = f"line-{uuid.uuid4().hex[:8]}"
         create_vhost(node.management_url, "guest", "guest", vhost)
-        kit = cls(node.url.replace("%2F", vhost), folder / "state", "0.1,0.2")
+        kit = cls(node.url.replace("%2F", vhost), folder / "state", "0.1,0.2", idle=idle)
         kit.state.mkdir(parents=True)
         connection = pika.BlockingConnection(pika.URLParameters(f"{kit.url}?heartbeat=0"))
         kit.shared = connection.channel()
@@ -277,13 +320,13 @@ def run_each(kit, orders: list[dict], script: str, *arguments: str):
     """Run a script once for each order and return the last result."""
     for order in orders:
         result = run_one(kit, order, script, *arguments)
-        kit.codes.append(result.returncode)
+        kit.ends.append(result.returncode)
     return result
 
 
 def run_one(kit, order: dict, script: str, *arguments: str):
     result = subprocess.run([sys.executable, str(LINES), json.dumps(order), script, *arguments],
                             env=kit.environment(), cwd=ROOT, stdin=subprocess.DEVNULL,
-                            capture_output=True, text=True, encoding="utf-8", timeout=60)
+                            capture_output=True, text=True, encoding="utf-8", timeout=120)
     assert "Traceback" not in result.stderr, result.stderr
     return result
