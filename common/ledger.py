@@ -4,10 +4,11 @@ written in the transaction of the effect (https://www.sqlite.org/lang_transactio
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from common.database import LOCK_POLL_S, open_database, problem, undone, wait_longer
+from common.database import LOCK_POLL_S, execute, open_database, problem, undone, wait_longer
 from common.events import Event
 
 LONG_S = 0.2  # after a transaction this long the other processes get their turn
@@ -26,6 +27,7 @@ class Ledger:
         self._in_handler, self._began_at = False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
         self.db.set_authorizer(self._authorize)
+        self.execute = partial(execute, self.db, self.path)
 
     def begin(self) -> None:
         """Begin a transaction, if none is open; wait for other processes as long as it takes."""
@@ -77,18 +79,10 @@ class Ledger:
         return sqlite3.SQLITE_DENY if ends and self._in_handler else sqlite3.SQLITE_OK
 
     def is_done(self, event_id: str) -> bool:
-        return bool(self.execute("SELECT 1 FROM done WHERE event_id = ?",
-                                 UUID(event_id).bytes).fetchone())
+        return any(self.execute("SELECT 1 FROM done WHERE event_id = ?", UUID(event_id).bytes))
 
     def forget_old(self) -> None:
         """Delete the rows older than KEEP_DAYS."""
         self.begin()
         self.execute("DELETE FROM done WHERE done_at < ?", time.time() - KEEP_DAYS * 86_400)
         self.commit()
-
-    def execute(self, sql: str, *values) -> sqlite3.Cursor:
-        """A statement of the kit's own: what fails is the disk, not the event."""
-        try:
-            return self.db.execute(sql, values)
-        except sqlite3.Error as error:
-            raise problem(self.path, error) from None

@@ -68,8 +68,7 @@ class Subscription:
         if not self.inbox:
             self._arrived.wait(POLL_S)
             self._arrived.clear()
-            if self._io.error:
-                raise self._io.error
+            self._io.check()
         with suppress(IndexError):  # empty, or emptied by the I/O thread
             while True:
                 delivery = self.inbox.popleft()
