@@ -155,5 +155,6 @@ if __name__ == "__main__":
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
     finally:
         sys.settrace(None)
+        signal.setitimer(signal.ITIMER_REAL, 0)  # Python restores the default at its end: death
         if "list" in order:
             Path(order["list"]).write_text(json.dumps(list(executed.items())), encoding="utf-8")

@@ -143,7 +143,11 @@ def test_a_partition_in_which_both_sides_live_on_loses_nothing(cluster, scene):
     publisher.wait_for('"confirmed"', count=200)
     with cluster.cut_off(alone):
         observe_from(scene, other)
-        time.sleep(PARTITION_S)
         during = len(publisher.out)
-    publisher.wait_for('"confirmed"', count=during + 200, timeout=DRAIN_S)
+        time.sleep(PARTITION_S)
+        assert len(publisher.out) > during + 200  # the two go on
+        assert alone.running
+    if "3.10." in other.ctl("version"):  # it does not forget a partition until a restart
+        alone.kill()
+    cluster.start()
     scene.balance()
