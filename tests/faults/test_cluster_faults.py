@@ -133,7 +133,7 @@ def test_publishing_stops_while_two_of_three_nodes_are_frozen_and_then_resumes(c
 
 
 def test_a_partition_in_which_both_sides_live_on_loses_nothing(cluster, scene):
-    """The leaders are on the side of one node; scripts are connected to both sides."""
+    """The leaders are on the side of one node; each script is connected to any of the three."""
     alone, other, _ = cluster.nodes
     set_up(scene)
     make_leader(scene, alone, *CONSUMERS.values())
