@@ -248,7 +248,7 @@ def search(fault_node, tmp_path, capsys):
 def test_a_script_killed_at_any_line_and_started_again_loses_and_doubles_nothing(
         search, lines_of, name):
     ends = search([name], lambda name, rng: deaths(lines_of(name), rng),
-                  {0, 3, EXIT_NO_BROKER, -signal.SIGKILL}, sample=8)
+                  {0, 3, EXIT_NO_BROKER, -signal.SIGKILL}, sample=6)
     assert ends[-signal.SIGKILL] > ends.total() / 2
 
 
@@ -266,7 +266,7 @@ def test_a_disk_that_fails_at_any_call_ends_the_script_and_loses_and_doubles_not
         *([{"call": call, "error": rng.choice(DISK_ERRORS), "calls": rng.choice((1, 10**9))}]
           for call in range(1, CALLS)),
         *([{"file_size": pages * 4096}] for pages in range(PAGES))],
-        {0, EXIT_NO_BROKER, EXIT_BAD_CONFIG}, sample=24)
+        {0, EXIT_NO_BROKER, EXIT_BAD_CONFIG}, sample=16)
     assert ends[EXIT_BAD_CONFIG]
 
 
