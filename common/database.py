@@ -54,14 +54,6 @@ def open_database(path: Path, tables: str, stop_wanted=bool) -> sqlite3.Connecti
             wait_longer(path, error, tries, stop_wanted())
 
 
-def execute(db: sqlite3.Connection, path: Path, sql: str, *values) -> sqlite3.Cursor:
-    """A statement of the kit's own: what fails is the disk, not the event."""
-    try:
-        return db.execute(sql, values)
-    except sqlite3.Error as error:
-        raise problem(path, error) from None
-
-
 def problem(path: Path, error: BaseException) -> BaseException:
     """A StateError for what the disk did; any other error stays what it is."""
     if not isinstance(error, sqlite3.Error):

@@ -4,11 +4,10 @@ written in the transaction of the effect (https://www.sqlite.org/lang_transactio
 import sqlite3
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from common.database import LOCK_POLL_S, execute, open_database, problem, undone, wait_longer
+from common.database import LOCK_POLL_S, open_database, problem, undone, wait_longer
 from common.events import Event
 
 LONG_S = 0.2  # after a transaction this long the other processes get their turn
@@ -27,7 +26,6 @@ class Ledger:
         self._in_handler, self._began_at = False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
         self.db.set_authorizer(self._authorize)
-        self.execute = partial(execute, self.db, self.path)
 
     def begin(self) -> None:
         """Begin a transaction, if none is open; wait for other processes as long as it takes."""
@@ -86,3 +84,10 @@ class Ledger:
         self.begin()
         self.execute("DELETE FROM done WHERE done_at < ?", time.time() - KEEP_DAYS * 86_400)
         self.commit()
+
+    def execute(self, sql: str, *values) -> sqlite3.Cursor:
+        """A statement of the kit's own: what fails is the disk, not the event."""
+        try:
+            return self.db.execute(sql, values)
+        except sqlite3.Error as error:
+            raise problem(self.path, error) from None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from common.database import execute, open_database, problem
+from common.database import open_database, problem
 from common.events import Event, decode
 
 
@@ -17,7 +17,7 @@ class Outbox:
         self.path = state_dir / "publisher.db"
         self.db = open_database(self.path, "CREATE TABLE IF NOT EXISTS unconfirmed"
                                 " (event_id TEXT UNIQUE NOT NULL, body BLOB NOT NULL);")
-        execute(self.db, self.path, "PRAGMA busy_timeout = 10000")
+        self.db.execute("PRAGMA busy_timeout = 10000")
 
     def write(self, events: Iterable[tuple[str, bytes]], confirmed: Iterable[str] = ()) -> None:
         """In one transaction, add events, as (id, body), and remove the ids that have an ack."""
@@ -32,10 +32,10 @@ class Outbox:
             raise problem(self.path, error) from None
 
     def count(self) -> int:
-        return execute(self.db, self.path, "SELECT count(*) FROM unconfirmed").fetchone()[0]
+        return self.db.execute("SELECT count(*) FROM unconfirmed").fetchone()[0]
 
     def left(self) -> Iterator[Event]:
         """The events that are there now, oldest first, with the bytes that were written."""
-        with closing(sqlite3.connect(self.path)) as view:  # later changes do not show in it
-            for [body] in execute(view, self.path, "SELECT body FROM unconfirmed ORDER BY rowid"):
+        with closing(sqlite3.connect(self.path)) as snapshot:  # later changes do not show in it
+            for [body] in snapshot.execute("SELECT body FROM unconfirmed ORDER BY rowid"):
                 yield decode(body)._replace(body=body)

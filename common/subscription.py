@@ -68,7 +68,8 @@ class Subscription:
         if not self.inbox:
             self._arrived.wait(POLL_S)
             self._arrived.clear()
-            self._io.check()
+            if self._io.error:
+                raise self._io.error
         with suppress(IndexError):  # empty, or emptied by the I/O thread
             while True:
                 delivery = self.inbox.popleft()
