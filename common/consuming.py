@@ -19,7 +19,7 @@ from common.cli import state_dir, stop_on_signals
 from common.config import KitError
 from common.confirms import NACK, RETURN, TIMEOUT
 from common.connection import IoThread
-from common.database import Stopped
+from common.database import Stopped, problem
 from common.events import USER_CREATED, decode, now
 from common.ledger import Ledger
 from common.problems import no_broker
@@ -65,6 +65,8 @@ class Consumer:
             if kind in (None, Stopped):
                 console.print_totals(self.name, self._counts)
         self.ledger.db.close()
+        if (wrong := problem(self.ledger.path, error)) is not error:  # of --report or the summary
+            raise wrong from None
         return kind is Stopped
 
     def exchange_declare(self, exchange: str, exchange_type: str) -> None:
@@ -186,8 +188,7 @@ class Consumer:
         batch, self._batch = self._batch, []
         if not batch:
             return
-        done: list[Delivery] = []
-        self._failed = []
+        done, self._failed = list[Delivery](), []
         for delivery in batch:
             if not delivery.copy:
                 done.append(delivery)
@@ -204,8 +205,7 @@ class Consumer:
             self.ack(self._failed, multiple=True)
             done += self._failed
         console.print_deliveries(self.name, done)
-        for delivery in done:
-            self._counts[delivery.outcome] += 1
+        self._counts.update(delivery.outcome for delivery in done)
         if self.stop_wanted and not confirmed:
             raise Stopped("Terminado.")
 

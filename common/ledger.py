@@ -30,6 +30,8 @@ class Ledger:
     def begin(self) -> None:
         """Begin a transaction, if none is open; wait for other processes as long as it takes."""
         tries = 0
+        if self._began_at and not self.db.in_transaction:  # SQLite may undo it after an error
+            raise undone(self.path, None)
         while not self.db.in_transaction:
             try:
                 self.db.execute("BEGIN IMMEDIATE")
@@ -39,20 +41,18 @@ class Ledger:
             self._began_at = time.monotonic()
 
     def commit(self) -> None:
-        if self.db.in_transaction:
-            try:
-                self.db.execute("COMMIT /* kit */")
-            except sqlite3.Error as error:
-                raise problem(self.path, error) from None
+        if self._began_at:
+            self.begin()
+            self.execute("COMMIT /* kit */")
             if time.monotonic() - self._began_at > LONG_S:
                 time.sleep(LOCK_POLL_S / 2)
+            self._began_at = 0.0
 
     def once(self, event: Event, handler: Callable[[Event, sqlite3.Connection], str]) -> str | None:
-        """Run handler(event, db) and write the row, both or neither; None if it was done before.
-        Raises what the handler raises."""
+        """Run handler(event, db) and write the row, both or neither; None if it was done before."""
         line, error = None, None
         self.begin()
-        self.db.execute("SAVEPOINT kit_event")
+        self.execute("SAVEPOINT kit_event")
         try:
             if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)",
                                (UUID(event.id).bytes, int(time.time()))).rowcount:
@@ -64,8 +64,8 @@ class Ledger:
         if not self.db.in_transaction:
             raise undone(self.path, error)
         if error:
-            self.db.execute("ROLLBACK TO kit_event")
-        self.db.execute("RELEASE kit_event")
+            self.execute("ROLLBACK TO kit_event")
+        self.execute("RELEASE kit_event")
         if error:
             raise problem(self.path, error)
         return line
@@ -77,8 +77,7 @@ class Ledger:
         return sqlite3.SQLITE_DENY if ends and self._in_handler else sqlite3.SQLITE_OK
 
     def is_done(self, event_id: str) -> bool:
-        return bool(self.execute("SELECT 1 FROM done WHERE event_id = ?",
-                                 UUID(event_id).bytes).fetchone())
+        return any(self.execute("SELECT 1 FROM done WHERE event_id = ?", UUID(event_id).bytes))
 
     def forget_old(self) -> None:
         """Delete the rows older than KEEP_DAYS."""

@@ -165,6 +165,16 @@ def test_an_sql_error_in_a_handler_is_an_ordinary_error(ledger):
         ledger.once(new_event(), lambda event, db: db.execute("INSERT INTO no_table VALUES (1)"))
 
 
+@pytest.mark.parametrize("next_step", ["begin", "commit"])
+def test_a_transaction_that_sqlite_undid_is_never_taken_for_a_committed_one(ledger, next_step):
+    """After some errors of the disk SQLite itself rolls back."""
+    ledger.once(new_event(), add_points)
+    ledger.db.set_authorizer(None)
+    ledger.db.execute("ROLLBACK")
+    with pytest.raises(StateError, match="deshizo la transacción"):
+        getattr(ledger, next_step)()
+
+
 def test_a_new_file_that_another_program_has_locked_is_waited_for_until_a_stop(tmp_path, capsys):
     other = sqlite3.connect(tmp_path / "loyalty.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")

@@ -139,7 +139,7 @@ class DemoRunner:
         return subprocess.run(
             [sys.executable, str(ROOT / f"{name}.py"), *arguments], cwd=ROOT,
             env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            text=True, encoding="utf-8", timeout=RUN_TIMEOUT_S).stdout
+            stderr=subprocess.DEVNULL, text=True, encoding="utf-8", timeout=RUN_TIMEOUT_S).stdout
 
     def check(self, what: str, expected: object, actual: object, shown: bool = True) -> None:
         """Print one line: ✔ (if it is to be shown), or ✘ with the difference."""

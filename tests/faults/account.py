@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, topology
-from common.views.dead_letters import read
+from common.views.dead_letters import DeadLetter
 from tools.node import ask_management
 
 
@@ -42,7 +42,7 @@ def take(kit, attempted: int, confirmed: set[str]) -> Account:
     """Take the account of a vhost without running scripts. This consumes all its messages."""
     dead = {name: Counter() for name in CONSUMERS}
     for properties, body in kit.messages(DEAD_LETTER_QUEUE):
-        dead[read(properties, body).consumer][properties.message_id] += 1
+        dead[DeadLetter(properties, body).consumer][properties.message_id] += 1
     queued = {name: Counter() for name in CONSUMERS}
     for name in CONSUMERS:
         for queue in topology(kit.settings, CONSUMERS[name])[1:]:

@@ -49,6 +49,20 @@ class Cluster:
         finally:
             node.ctl("eval", on_the_others.format("resume"))
 
+    @contextmanager
+    def cut_off(self, node: Node):
+        """Keep the others from this node within the context: it knows a wrong cookie of each."""
+        others = ", ".join(f"'{other.name}@localhost'" for other in self.nodes if other is not node)
+        cookie = "[erlang:set_cookie(Other, '{}') || Other <- [{}]]."
+        node.ctl("eval", cookie.format("wrong", others))
+        node.ctl("eval", f"[erlang:disconnect_node(Other) || Other <- [{others}]].")
+        assert node.ctl("eval", "nodes().").strip() == "[]"
+        try:
+            yield
+        finally:
+            node.ctl("eval", cookie.format(COOKIE, others))
+            node.ctl("eval", f"[net_adm:ping(Other) || Other <- [{others}]].")
+
     def close(self) -> None:
         for node in self.nodes:
             node.kill()

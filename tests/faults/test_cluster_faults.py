@@ -14,6 +14,7 @@ from tools.node import Node, create_vhost, delete_vhost
 LOST, RECONNECTED = "Sin conexión con el broker", "Conectado de nuevo"
 SILENCE_S = 12  # longer than the publisher's timeout of 10 s
 STALL_S = 10
+PARTITION_S = 30
 RETRIED = 1500
 
 
@@ -128,4 +129,25 @@ def test_publishing_stops_while_two_of_three_nodes_are_frozen_and_then_resumes(c
     assert_publishing_stops(scene, cluster, Node.freeze)
     for node in cluster.nodes[1:]:
         node.thaw()
+    scene.balance()
+
+
+def test_a_partition_in_which_both_sides_live_on_loses_nothing(cluster, scene):
+    """The leaders are on the side of one node; each script is connected to any of the three."""
+    alone, other, _ = cluster.nodes
+    set_up(scene)
+    make_leader(scene, alone, *CONSUMERS.values())
+    scene.consume()
+    scene.publish_failing("flaky", 200)
+    publisher = scene.publish(4000, "--rate", "100", "--timeout", "300")
+    publisher.wait_for('"confirmed"', count=200)
+    with cluster.cut_off(alone):
+        observe_from(scene, other)
+        during = len(publisher.out)
+        time.sleep(PARTITION_S)
+        assert len(publisher.out) > during + 200  # the two go on
+        assert alone.running
+    if "3.10." in other.ctl("version"):  # it does not forget a partition until a restart
+        alone.kill()
+    cluster.start()
     scene.balance()

@@ -2,6 +2,8 @@
 
 import random
 import re
+import time
+from pathlib import Path
 
 from common.exchange import CONSUMERS
 from tests.conftest import Running, wait_until
@@ -109,3 +111,23 @@ def test_high_latency_and_single_byte_segments_break_no_connection(scene, proxy)
     scene.balance()
     assert not [script for script in (*publishers, *consumers) if LOST in script.text()]
     assert proxy.accepted == CONSUMING_AND_COPYING + len(publishers)
+
+
+def test_the_memory_of_a_consumer_with_a_slow_handler_is_flat_over_fifty_lost_connections(
+        scene, proxy):
+    [consumer] = scene.consume("loyalty")
+    assert scene.publish_failing("slow", 1, "--consumer", "loyalty", "--seconds", "30").end() == 0
+    scene.publish_all(400)  # each new connection brings 200 of them
+    wait_until(lambda: proxy.open == 1, "the consumer alone")
+    used_kib = []
+    for _ in range(50):
+        accepted = proxy.accepted
+        proxy.reset()
+        wait_until(lambda: proxy.accepted > accepted and proxy.open, "a new connection")
+        time.sleep(0.2)  # it declares, consumes, and is given its 200
+        status = Path(f"/proc/{consumer.process.pid}/status")
+        used_kib.append(int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]))
+    print(f"KiB after 1, 10, 50 lost connections: {used_kib[0]}, {used_kib[9]}, {used_kib[-1]}")
+    assert used_kib[-1] < 1.05 * used_kib[9]
+    scene.consume("email", "analytics")
+    scene.balance()

@@ -1,13 +1,17 @@
 """A consumer dies at critical points, is very slow, or is stopped repeatedly."""
 
+import os
 import signal
 
 import pytest
 
 from common.exchange import CONSUMERS
-from tests.faults.scene import SCRIPTS
+from tests.conftest import wait_until
+from tests.faults import account
+from tests.faults.scene import SCRIPTS, confirmed
 
 STOPS = 12
+STOPS_OF_A_KIND = int(os.environ.get("KIT_STOPS", 8))  # 100 by hand
 DUPLICATE = "duplicado, ya procesado"
 
 
@@ -73,9 +77,43 @@ def test_twelve_clean_shutdowns_under_load_lose_nothing_and_reach_no_limit(scene
     assert not any(DUPLICATE in consumer.text() for consumer in scene.consumers)
 
 
+@pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_consumer_stopped_in_any_way_again_and_again_under_load_loses_nothing(scene, kind):
+    """SIGHUP is what a closed terminal sends."""
+    number = getattr(signal, kind)
+    scene.consume("email", "analytics")
+    load = scene.publish(1_000_000, "--rate", "100")
+    for _ in range(STOPS_OF_A_KIND):
+        before = account.count_done(scene.kit, "loyalty")
+        consumer = scene.under_fault.start(SCRIPTS["loyalty"])
+        wait_until(lambda: account.count_done(scene.kit, "loyalty") > before, "more effects",
+                   consumer.text)
+        consumer.process.send_signal(number)
+        assert consumer.end() == (0 if kind in ("SIGINT", "SIGTERM") else -number), consumer.text()
+    load.process.kill()
+    load.end()
+    print(f"{kind}: delivered at most {max_returns(scene.kit, CONSUMERS['loyalty'])} times before")
+    assert scene.resume().end() == 0
+    scene.consume("loyalty")
+    scene.balance()
+
+
+def test_three_processes_go_on_while_the_handler_of_a_fourth_is_slow(scene):
+    scene.consume()
+    scene.consume("loyalty", "loyalty", "loyalty")
+    slow = scene.publish_failing("slow", 1, "--consumer", "loyalty", "--seconds", "10")
+    assert slow.end() == 0
+    scene.kit.wait_for_depth(CONSUMERS["loyalty"], 0)
+    scene.publish_all(200)  # the slow process is given a part of them, and holds it
+    wait_until(lambda: account.count_done(scene.kit, "loyalty") >= 100, "half of them")
+    assert not confirmed(slow) & scene.done("loyalty")
+    scene.balance()
+
+
 def max_returns(kit, queue: str) -> int:
     """Return the highest delivery count among the first messages of a queue."""
     with kit.channel() as channel:
-        headers = [channel.basic_get(queue)[1].headers or {} for _ in range(60)]
-    return max(found.get(name, 0) for found in headers
-               for name in ("x-delivery-count", "x-acquired-count"))
+        found = [channel.basic_get(queue)[1] for _ in range(60)]
+    return max((properties.headers.get(name, 0) for properties in found
+                if properties and properties.headers
+                for name in ("x-delivery-count", "x-acquired-count")), default=0)
