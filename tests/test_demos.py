@@ -76,7 +76,7 @@ def test_the_demo_plays_acts_that_fit_on_a_screen_with_enter_between_them(demo):
     for act, words in enumerate((("correo enviado a ana@eco.com", "lealtad activada para Ana"),
                                  ("falló → email_queue.retry.4s", "falló → dead_letter_queue"),
                                  ("✘ intento 4 → dead_letter_queue",),
-                                 ("reenviado a su cola", "correo enviado a prueba1@eco.com"),
+                                 ("reenviado a su cola", "correo enviado a "),
                                  ("total: 9",))):
         for word in words:
             assert sum(word in line for line in acts[act]) == 1, word
