@@ -1,0 +1,258 @@
+"""The seven challenges: what is done to the program in each of them."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from common import exchange
+from tools.grade.stage import Event, ProgramEnded, Stage
+
+COUNT = 120  # events that the publisher of challenge 6 is asked for
+FAILS_S = 2.5  # how long the service fails for an event, from its first call on
+FIRST_SIGN_S = 15  # from the start of the program
+QUIET_S = 8  # nothing new for so long: nothing more will come
+SETTLED_S = 1.2  # the broker's counts are up to a second old
+PUBLISHER_S = 30
+
+
+class NeverConsumed(Exception):
+    """The program took no event: there is nothing to judge."""
+
+
+@dataclass(frozen=True)
+class Challenge:
+    title: str
+    acts: Callable[[Stage], None]
+    rules: tuple[str, ...]
+
+
+# ---------------------------------------------------------------- what a challenge is made of
+
+
+def begin(stage: Stage) -> None:
+    """Start the program and see one effect. Raises NeverConsumed."""
+    stage.start()
+    stage.publish(*(stage.new_event() for _ in range(3)))
+    try:
+        stage.wait(lambda: stage.points or _delivered(stage), FIRST_SIGN_S,
+                   "espera a que el programa consuma")
+        if not (stage.points or _delivered(stage)):
+            raise NeverConsumed
+        stage.wait(lambda: _done(stage), 5, "espera los primeros efectos")
+    except ProgramEnded:
+        if not _delivered(stage):
+            raise NeverConsumed from None
+        raise
+
+
+def settle(stage: Stage) -> None:
+    """Wait until everything is done, or nothing happens any more."""
+    since = [stage.now, stage.now]  # of the last sign of life; of the last look that saw work left
+    seen = [-1, 0.0]
+
+    def is_over() -> bool:
+        signs = len(stage.journal)
+        if signs != seen[0]:
+            seen[0], since[0] = signs, stage.now
+        if stage.now - seen[1] > 0.4:
+            seen[1] = stage.now
+            poisoned = stage.depth(exchange.DEAD_LETTER_QUEUE) >= len(stage.poison)
+            if not (_done(stage) and poisoned and not stage.backlog()):
+                since[1] = stage.now
+        return stage.now - since[1] > SETTLED_S or stage.now - since[0] > QUIET_S
+
+    stage.wait(is_over, 60, "espera a que no quede nada por hacer")
+
+
+def kill_and_restart(stage: Stage, kind: str, burst: int) -> None:
+    """Kill at a delivery or right behind an ack, with `burst` events that wait for the program."""
+    stage.look()
+    stage.kill()
+    stage.publish(*(stage.new_event() for _ in range(burst)))
+    skip = stage.rng.randrange(3, burst) if kind == "deliver" else stage.rng.randrange(3)
+    trap = stage.wire.catch(kind, skip, stage.kill)
+    stage.program.end()
+    stage.start()
+    stage.wait(trap.caught.is_set, 2.5, "el proceso trabaja, hasta que lo matan")
+    stage.wire.release()
+    if not trap.caught.is_set():
+        stage.kill()
+    stage.say(f"proceso {stage.program.number} matado "
+              + ("a media entrega" if kind == "deliver" else "justo tras un ack"))
+
+
+def kill_before_ack(stage: Stage, *more: Event) -> None:
+    """Let it commit, and kill it before the broker gets its ack."""
+    trap = stage.wire.catch("ack", stage.rng.randrange(2))
+    stage.publish(*(stage.new_event() for _ in range(4)), *more)
+    caught = stage.wait(trap.caught.is_set, 2.5, "retiene el próximo ack")
+    users = {event.user for event in stage.events if event.body in trap.bodies}
+    if caught:
+        stage.wait(lambda: users <= set(stage.points), 2, "el ack está retenido")
+    stage.kill()
+    stage.program.end()
+    stage.wire.cut()
+    stage.say(f"proceso {stage.program.number} matado entre su commit y su ack")
+    stage.restart()
+
+
+def fail_for_some(stage: Stage, poison: tuple[Event, ...] = ()) -> None:
+    """The service fails for four events, while others are published."""
+    failing = [stage.new_event() for _ in range(4)]
+    for event in failing:
+        stage.service.failing[event.id] = FAILS_S
+    stage.say(f"el servicio falla {FAILS_S:g} s para 4 eventos; siguen llegando otros")
+    stage.neighbours = [stage.new_event() for _ in range(30)]
+    late = list(stage.neighbours)
+    for event in (*failing, *poison):
+        late.insert(stage.rng.randrange(4), event)
+    stage.publish(*late, pace_s=0.06)
+
+
+def kill_while_it_calls(stage: Stage) -> None:
+    """The service does not answer; the program is killed while it waits."""
+    event = stage.new_event()
+    stage.service.hold(event.id)
+    stage.publish(event)
+    stage.wait(stage.service.holding.is_set, 5, "el servicio no contesta")
+    stage.kill()
+    stage.program.end()
+    stage.service.let_go()
+    stage.say(f"proceso {stage.program.number} matado mientras esperaba al servicio")
+    stage.restart()
+
+
+def restart_broker(stage: Stage, kill: bool) -> None:
+    """With events on their way; afterwards, some more."""
+    stage.publish(*(stage.new_event() for _ in range(10)))
+    stage.say("el broker muere (SIGKILL) y vuelve" if kill else "el broker se para y vuelve")
+
+    def work() -> None:
+        stage.stop_broker(kill)
+        stage.start_broker()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(work)
+        stage.wait(done.done, 60, "el broker arranca")
+    done.result()
+    stage.wait(lambda: stage.consumers() > 0, 12, "espera a que el programa vuelva")
+    stage.publish(*(stage.new_event() for _ in range(5)))
+
+
+def poisonous(stage: Stage) -> tuple[Event, ...]:
+    """Messages that no program can turn into an effect."""
+    spare = stage.new_event()
+    no_data = spare.body.partition(b',"data"')[0] + b"}"
+    bodies = (b"{esto no es JSON", b"\xff\xfe\x00 \x80", b"[]", b"", no_data)
+    return tuple(Event(f"veneno {number}", "", body, 0)
+                 for number, body in enumerate(bodies, start=1))
+
+
+def _delivered(stage: Stage) -> bool:
+    return any(entry.kind in ("delivered", "taken") for entry in stage.journal)
+
+
+def _done(stage: Stage) -> bool:
+    return all(stage.points.get(user, 0) >= points for user, points in stage.expected().items())
+
+
+# ---------------------------------------------------------------- the seven
+
+
+def acks_too_early(stage: Stage) -> None:
+    begin(stage)
+    for kind in ("ack", "deliver", "ack", "ack", "deliver", "ack", "ack", "ack"):
+        kill_and_restart(stage, kind, burst=8)
+    stage.restart()
+    settle(stage)
+
+
+def done_twice(stage: Stage) -> None:
+    begin(stage)
+    for _ in range(3):
+        first = stage.new_event()
+        kill_before_ack(stage, first, stage.new_event(first.user))
+    copies = stage.rng.sample(stage.events, 6)
+    stage.say("publica otra vez 6 eventos, con el mismo id")
+    stage.publish(*copies, *copies[:2])
+    settle(stage)
+
+
+def a_service_fails(stage: Stage) -> None:
+    begin(stage)
+    fail_for_some(stage)
+    settle(stage)
+
+
+def poison(stage: Stage) -> None:
+    begin(stage)
+    messages = [stage.new_event() for _ in range(20)]
+    for message in poisonous(stage):
+        messages.insert(stage.rng.randrange(len(messages)), message)
+    stage.say("publica 20 eventos y, entre ellos, 5 mensajes venenosos")
+    stage.publish(*messages, pace_s=0.05)
+    settle(stage)
+
+
+def broker_restarts(stage: Stage) -> None:
+    begin(stage)
+    for kill in (False, True):
+        restart_broker(stage, kill)
+    settle(stage)
+
+
+def everything(stage: Stage) -> None:
+    begin(stage)
+    fail_for_some(stage, poisonous(stage))
+    kill_while_it_calls(stage)
+    kill_before_ack(stage)
+    kill_and_restart(stage, "ack", burst=8)
+    stage.restart()
+    restart_broker(stage, kill=True)
+    stage.say("publica otra vez 6 eventos, con el mismo id")
+    stage.publish(*stage.rng.sample(stage.events, 6))
+    settle(stage)
+
+
+def publisher(stage: Stage) -> None:
+    """Events with no queue, confirms that do not arrive, events that do not arrive."""
+    def at(kind: str, skip: int, then: Callable[[], None], words: str) -> None:
+        trap = stage.wire.catch(kind, skip)
+        if stage.wait(trap.caught.is_set, 6, "cuenta lo que el programa publica"):
+            stage.say(words)
+            then()
+        stage.wire.release()
+
+    first = stage.wire.catch("publish", stage.rng.randrange(10, 20))
+    stage.start()
+    try:
+        stage.wait(first.caught.is_set, FIRST_SIGN_S, "espera a que el programa publique")
+        stage.bind_queues(False)
+        stage.say("el exchange se queda sin colas")
+        stage.wire.release()
+        at("publish", stage.rng.randrange(8, 14), lambda: stage.bind_queues(True),
+           "el exchange tiene colas otra vez")
+        stage.bind_queues(True)
+        at("confirm", stage.rng.randrange(3), stage.wire.cut,
+           "la conexión se corta: la confirmación no llega")
+        at("publish", stage.rng.randrange(3, 8), stage.wire.cut,
+           "la conexión se corta: lo enviado no llega")
+        stage.wait(bool, PUBLISHER_S, "espera a que el programa termine")
+    except ProgramEnded:  # as it should, in the end
+        stage.wire.release()
+    if not first.caught.is_set():
+        raise NeverConsumed
+
+
+FOR_ALL = ("ended", "queue", "lost", "stuck")
+CHALLENGES = {
+    1: Challenge("el ack llega demasiado pronto", acks_too_early, FOR_ALL),
+    2: Challenge("hace las cosas dos veces", done_twice, (*FOR_ALL, "doubled")),
+    3: Challenge("un servicio falla un rato", a_service_fails,
+                 (*FOR_ALL, "doubled", "service", "hot", "neighbours")),
+    4: Challenge("un mensaje venenoso", poison, (*FOR_ALL, "doubled", "poison", "hot")),
+    5: Challenge("el broker se reinicia dos veces", broker_restarts, (*FOR_ALL, "doubled")),
+    6: Challenge("un publicador", publisher, ("answers", "confirmed", "unroutable", "ids")),
+    7: Challenge("todo a la vez", everything,
+                 (*FOR_ALL, "doubled", "service", "hot", "neighbours", "poison")),
+}
