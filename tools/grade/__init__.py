@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import textwrap
 from contextlib import suppress
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def _grade(node: Node, command: list[str] | str, own_folder: bool, number: int, 
         cwd = None if own_folder else Path.cwd()
         rules: dict[str, Broken | bool | None] = dict.fromkeys(challenge.rules)
         trouble = ""
-        with Stage(node, command, Path(work), cwd, seed, MOST_CALLS, {"COUNT": str(COUNT)}) as stage:
+        with Stage(node, command, Path(work), cwd, seed, MOST_CALLS,
+                   {"COUNT": str(COUNT)}) as stage:
             try:
                 with suppress(ProgramEnded):
                     challenge.acts(stage)
@@ -96,37 +98,42 @@ def _report(stage: Stage, number: int, seed: int, rules: dict[str, Broken | bool
     broken = [result for result in rules.values() if isinstance(result, Broken)]
     verdict = "unknown" if trouble else "invalid" if broken else "valid"
     first = broken[0] if broken else None
-    shown = history(stage, first.events[0]) if first and first.events else []
+    event = first.events[0] if first and first.events else None
+    shown = history(stage, event) if first else []
     hint = HINTS[first.hint or first.rule] if first else ""
-    said = stage.program.last_lines() if trouble or stage.ended and first else []
+    said = stage.program.last_lines() if trouble or (first and first.rule == "ended") else []
     if console.json_mode:
         console.print_json({
             "challenge": number, "verdict": verdict, "seed": seed, "reason": trouble,
             "rules": {rule: None if result is None else result is True
                       for rule, result in rules.items()},
             "broken": {each.rule: {"detail": each.text, "events": each.events} for each in broken},
-            "event": first.events[0] if first and first.events else None,
+            "event": event,
             "history": [{"at": round(entry.at, 3), "what": entry.text} for entry in shown],
             "hint": hint, "output": said})
         return verdict
-    console.print_line("")
     if not trouble:
+        console.print_line("")
         for rule, result in rules.items():
             _print_rule(rule, result)
-    if shown and first:
-        console.print_line(f"\nQué pasó con el evento {console.short(first.events[0])}:")
-        for line in _shortened(shown):
-            console.print_line(f"  {line}")
+    if shown:
+        _print_block(f"Qué pasó con el evento {console.short(event)}:" if event else "Qué pasó:",
+                     _shortened(shown))
     if said:
-        console.print_line("\nLo último que imprimió el programa (palabras suyas, no del juez):")
-        for line in said:
-            console.print_line(f"  │ {console.clean(line)[:WIDTH - 4]}")
+        _print_block("Lo último que imprimió el programa (palabras suyas, no del juez):",
+                     [f"│ {console.clean(line)}" for line in said])
     if hint:
-        console.print_line(f"\nPista: {hint}")
+        console.print_line("\n" + textwrap.fill(f"Pista: {hint}", WIDTH))
     words, colour = VERDICTS[verdict]
     console.print_line(f"\nVeredicto del reto {number}: {words}"
                        + f": {trouble}." * bool(trouble), colour)
     return verdict
+
+
+def _print_block(title: str, lines: list[str]) -> None:
+    console.print_line(f"\n{title}")
+    for line in lines:
+        console.print_line(f"  {line[:WIDTH - 2]}")
 
 
 def _print_rule(rule: str, result: Broken | bool | None) -> None:
@@ -135,7 +142,7 @@ def _print_rule(rule: str, result: Broken | bool | None) -> None:
     elif result:
         console.print_line(f"  ✔ {RULES[rule]}", "ok")
     else:
-        console.print_line(f"  – {RULES[rule]}: sin juzgar")
+        console.print_line(f"  · {RULES[rule]}: sin juzgar")
 
 
 def _shortened(entries: list[Entry]) -> list[str]:

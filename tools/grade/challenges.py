@@ -96,12 +96,12 @@ def kill_before_ack(stage: Stage, *more: Event) -> None:
     stage.restart()
 
 
-def fail_for_some(stage: Stage, poison: tuple[Event, ...] = ()) -> None:
+def fail_for_some(stage: Stage, seconds: float, poison: tuple[Event, ...] = ()) -> None:
     """The service fails for four events, while others are published."""
     failing = [stage.new_event() for _ in range(4)]
     for event in failing:
-        stage.service.failing[event.id] = FAILS_S
-    stage.say(f"el servicio falla {FAILS_S:g} s para 4 eventos; siguen llegando otros")
+        stage.service.failing[event.id] = seconds
+    stage.say(f"el servicio falla {seconds:g} s para 4 eventos; siguen llegando otros")
     stage.neighbours = [stage.new_event() for _ in range(30)]
     late = list(stage.neighbours)
     for event in (*failing, *poison):
@@ -180,7 +180,7 @@ def done_twice(stage: Stage) -> None:
 
 def a_service_fails(stage: Stage) -> None:
     begin(stage)
-    fail_for_some(stage)
+    fail_for_some(stage, FAILS_S)
     settle(stage)
 
 
@@ -203,7 +203,7 @@ def broker_restarts(stage: Stage) -> None:
 
 def everything(stage: Stage) -> None:
     begin(stage)
-    fail_for_some(stage, poisonous(stage))
+    fail_for_some(stage, 2 * FAILS_S, poisonous(stage))
     kill_while_it_calls(stage)
     kill_before_ack(stage)
     kill_and_restart(stage, "ack", burst=8)

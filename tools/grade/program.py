@@ -56,17 +56,20 @@ class Program:
         """None while it runs."""
         return self._process.poll() if self._process else None
 
-    def kill(self) -> None:
-        """SIGKILL to its process group: no handler runs, nothing is finished."""
+    def kill(self) -> bool:
+        """SIGKILL to its process group: no handler runs, nothing is finished. False: it was dead
+        already."""
         if not self._process:
-            return
-        self.killed = self.killed or self.exit_code is None
+            return False
+        lived = self.exit_code is None and not self.killed
+        self.killed = self.killed or lived
         if sys.platform == "win32":
             subprocess.run(["taskkill", "/T", "/F", "/PID", str(self._process.pid)],
                            capture_output=True)
         else:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+        return lived
 
     def end(self) -> None:
         """Kill it, with the children that left its group."""

@@ -84,8 +84,10 @@ class Stage:
         self._state.mkdir(parents=True)
         self._vhost = f"reto-{seed}-{uuid.uuid4().hex[:6]}"
         self._began = self._ticked = time.monotonic()
+        self._looking = threading.Lock()
         self._closed, self._tracing = threading.Event(), threading.Event()
         self._connection: Any = None
+        self._channel: Any = None
         self.service = Service(self._on_call, most_calls)
         self.wire = Wire(node.port, self._on_settled)
         url = f"amqp://{USER}:{PASSWORD}@127.0.0.1:{self.wire.port}/{self._vhost}"
@@ -129,9 +131,10 @@ class Stage:
         self._ticked = time.monotonic()
         console.print_line(f"  {self.now:4.0f} s  {text}")
 
-    def note(self, kind: str, text: str, event: str | None = None) -> None:
+    def note(self, kind: str, text: str, event: str | None = None, at: float | None = None
+             ) -> None:
         if len(self.journal) < MOST_ENTRIES:
-            self.journal.append(Entry(self.now, event, kind, text))
+            self.journal.append(Entry(self.now if at is None else at, event, kind, text))
 
     def wait(self, condition: Callable[[], object], seconds: float, doing: str) -> bool:
         """Wait for it, look at the program meanwhile, print a line a second. False: too late.
@@ -165,8 +168,8 @@ class Stage:
 
     def kill(self) -> None:
         """From any thread: SIGKILL at once."""
-        self.program.kill()
-        self.note("killed", f"proceso {self.program.number} matado (SIGKILL)")
+        if self.program.kill():
+            self.note("killed", f"proceso {self.program.number} matado (SIGKILL)")
 
     def restart(self) -> None:
         """Start it again after kill(), and wait until it consumes."""
@@ -177,10 +180,7 @@ class Stage:
 
     def look(self) -> None:
         """Note what is new in `accounts`. Raises ProgramEnded."""
-        for user, points in (self._accounts(self._state) or {}).items():
-            if points != self.points.get(user):
-                self.points[user] = points
-                self._note_effect(user, points)
+        self._note_effects(self.now)
         code = self.program.exit_code
         if code is not None and not self.program.killed and not self.ended:
             self.ended = True
@@ -189,12 +189,17 @@ class Stage:
         if self.ended:
             raise ProgramEnded
 
-    def _note_effect(self, user: str, points: int) -> None:
-        own = [event for event in self.events if event.user == user]
-        for event in own:
-            self.note("effect", f"efecto: la cuenta tiene {points} puntos", event.id)
-        if own and not any(self.service.accepted(event.id) for event in own):
-            self.hasty.add(user)
+    def _note_effects(self, at: float) -> None:
+        with self._looking:
+            for user, points in (self._accounts(self._state) or {}).items():
+                if points == self.points.get(user):
+                    continue
+                self.points[user] = points
+                own = {event.id for event in self.events if event.user == user}
+                for event in own:
+                    self.note("effect", f"efecto: la cuenta tiene {points} puntos", event, at)
+                if own and not any(map(self.service.accepted, own)):
+                    self.hasty.add(user)
 
     def expected(self) -> Counter[str]:
         """user -> points, each event counted once."""
@@ -239,10 +244,10 @@ class Stage:
         """Publish with confirms, `pace_s` between two."""
         for event in new:
             (self.events if event.points else self.poison).append(event)
-            again = event.body in self._ids
+            again, at = event.body in self._ids, self.now
             self._ids[event.body] = event.id
             self._send(event)
-            self.note("published", "publicado y confirmado" + " otra vez" * again, event.id)
+            self.note("published", "publicado y confirmado" + " otra vez" * again, event.id, at)
             if pace_s:
                 self.pause(pace_s, "publica eventos")
 
@@ -342,8 +347,14 @@ class Stage:
             return str(json.loads(body)["id"]).lower()
         return None
 
-    def _on_settled(self, word: str, body: bytes) -> None:
-        self.note(word, f"{word} del proceso {self.program.number}", self.id_of(body))
+    def _on_settled(self, word: str, body: bytes, moment: float) -> None:
+        """In a thread of the wire. What is committed by now came before this ack."""
+        at = moment - self._began
+        if word == "ack":
+            self._note_effects(at)
+        text = f"{word} del proceso {self.program.number}"
+        self.note(word, text if word != "cut" else "ese ack no llega al broker",
+                  self.id_of(body), at)
 
     def _on_claim(self, event_id: str, outcome: str) -> None:
         self.note("claim", f"el programa dice {outcome[:20]!r}", event_id)
@@ -393,9 +404,10 @@ class Stage:
         event, (what, _, where) = self.id_of(body), key.partition(".")
         if what == "deliver":
             again = " otra vez" if headers.get("redelivered") else ""
-            self.note("delivered" if where == QUEUE else "taken", f"entregado{again} al proceso {self.program.number}"
+            self.note("delivered" if where == QUEUE else "taken",
+                      f"entregado{again} al proceso {self.program.number}"
                       + f" desde {where}" * (where != QUEUE), event)
         else:
-            routed = ", ".join(map(str, headers.get("routed_queues") or ())) or "ninguna cola"
-            self.note("copied" if routed != "ninguna cola" else "unroutable",
-                      f"publicado por el programa; llega a {routed}", event)
+            routed = ", ".join(map(str, headers.get("routed_queues") or ()))
+            self.note("copied" if routed else "unroutable", "publicado por el programa; "
+                      + (f"llega a {routed}" if routed else "no llega a ninguna cola"), event)

@@ -20,7 +20,7 @@ RULES = {
     "service": "el efecto llega después del 200 del servicio",
     "hot": "ningún evento da vueltas sin pausa",
     "neighbours": "un evento que falla no retrasa más de 1 s a los demás",
-    "poison": f"cada mensaje venenoso acaba en {exchange.DEAD_LETTER_QUEUE}, byte por byte",
+    "poison": "cada mensaje venenoso acaba en la DLQ, byte por byte",
     "answers": f"publica {COUNT} eventos, dice qué fue de cada uno y termina",
     "confirmed": "lo que llamó confirmado está en la cola",
     "unroutable": "nota lo que no llegó a ninguna cola",
@@ -28,6 +28,8 @@ RULES = {
 }
 HINTS = {
     "ended": "Un programa que termina no consume. ¿Qué no esperaba que pasara?",
+    "ended: broker": "El broker se fue y va a volver. ¿Qué hace tu programa mientras tanto?",
+    "ended: poison": "El último mensaje no era como los demás. ¿Quién debe caer por él?",
     "queue": f"Los eventos se publican también cuando tu programa no está: para eso está {QUEUE},"
              " que es durable y no es solo suya.",
     "lost": "El broker olvida un evento en cuanto recibe su ack. ¿Qué debería estar ya en el disco"
@@ -42,11 +44,11 @@ HINTS = {
                   " siempre?",
     "lost: again": "Este evento llegó otra vez y el programa creyó que ya estaba hecho. ¿Cuándo se"
                    " apunta que un evento está hecho?",
-    "stuck": "El broker espera un ack, o una cola a quien la lea. ¿Qué camino del programa acaba sin"
-             " decirle nada al broker?",
+    "stuck": "El broker espera un ack, o una cola a quien la lea. ¿Qué camino del programa acaba"
+             " sin decirle nada al broker?",
     "doubled": "El mismo evento puede llegar más de una vez. ¿Cómo sabría el programa, también"
                " después de morir, que su efecto ya está hecho?",
-    "service": "El servicio no había dicho que sí. ¿Qué pasa en el programa cuando contesta que no?",
+    "service": "El servicio no había dicho que sí. ¿Qué hace el programa cuando contesta que no?",
     "hot": "El que falla vuelve enseguida, y vuelve a fallar. ¿Dónde podría esperar un evento sin"
            " ocupar ni al programa ni al servicio?",
     "neighbours": "Mientras uno falla, los demás esperan detrás. ¿Quién está esperando, el evento o"
@@ -81,15 +83,14 @@ def judge(stage: Stage, challenge: Challenge) -> dict[str, Broken | bool | None]
     return {rule: broken.get(rule) or (None if unclear else True) for rule in challenge.rules}
 
 
-def history(stage: Stage, event: str) -> list[Entry]:
-    """What happened to one event, and to all between its first entry and its last."""
-    own = [entry for entry in stage.journal if entry.event == event]
-    if not own:
-        return []
-    after = [entry.at for entry in stage.journal if entry.event is None and entry.at > own[-1].at]
-    end = after[0] if after else own[-1].at
-    return [entry for entry in sorted(stage.journal, key=lambda entry: entry.at)
-            if entry.event == event or (entry.event is None and own[0].at <= entry.at <= end)]
+def history(stage: Stage, event: str | None) -> list[Entry]:
+    """What happened to one event, and to all between its first entry and the one after its last.
+    None: what happened to all."""
+    entries = sorted(stage.journal, key=lambda entry: entry.at)
+    own = [entry for entry in entries if entry.event == event]
+    later = [entry.at for entry in entries if entry.event is None and entry.at > own[-1].at]
+    return [entry for entry in entries if entry.event == event or (
+        entry.event is None and own[0].at <= entry.at <= min(later, default=own[-1].at))]
 
 
 def _consumer(stage: Stage) -> Iterator[Broken]:
@@ -98,7 +99,8 @@ def _consumer(stage: Stage) -> Iterator[Broken]:
     stage.program.end()
     stage.wire.cut()
     if stage.ended:
-        yield Broken("ended", f"el proceso {stage.program.number} terminó con código {code}")
+        yield Broken("ended", f"el proceso {stage.program.number} terminó con código {code}",
+                     hint=_why_ended(stage))
     if not stage.topology_is_intact():
         yield Broken("queue", f"{QUEUE}, {exchange.DEAD_LETTER_QUEUE} o su enlace cambiaron")
     elif not any(entry.kind == "delivered" for entry in stage.journal):
@@ -118,15 +120,24 @@ def _consumer(stage: Stage) -> Iterator[Broken]:
     yield from _neighbours(stage)
 
 
+def _why_ended(stage: Stage) -> str:
+    last = [entry for entry in stage.journal if entry.kind in ("delivered", "broker")][-1:]
+    if last and last[0].event in {event.id for event in stage.poison}:
+        return "ended: poison"
+    return "ended: broker" if last and last[0].kind == "broker" else "ended"
+
+
 def _doubled(stage: Stage, points: dict[str, int]) -> Iterator[Broken]:
+    owners = [event.user for event in stage.events]
     users = {user for user, right in stage.expected().items() if points.get(user, 0) > right}
     ids = [event.id for event in stage.events if event.user in users]
-    busiest = sorted(dict.fromkeys(ids), key=lambda event: -sum(
-        entry.event == event and entry.kind in ("published", "delivered")
-        for entry in stage.journal))
+    # First the one whose history is easy to read: its user has no other event.
+    clear = [event.id for event in stage.events
+             if event.user in users and owners.count(event.user) == 1]
     if users:
         yield Broken("doubled", _count(users, "usuario con puntos de más",
-                                       "usuarios con puntos de más"), busiest)
+                                       "usuarios con puntos de más"),
+                     list(dict.fromkeys(clear + ids)))
 
 
 def _lost(stage: Stage, points: dict[str, int], left: set[str], dead: set[str | None]

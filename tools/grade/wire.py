@@ -1,8 +1,8 @@
 """The TCP proxy between the graded program and the judge's node.
 
-It reads the AMQP frames that pass, so the judge knows what is acked, and it can stop the traffic at
-one frame: `catch("ack")` holds the next ack, so that the program dies between commit and ack however
-fast it is. Bytes that are no AMQP 0-9-1 pass unread.
+It reads the AMQP frames that pass, so the judge knows what is acked, and it can stop the traffic
+at one frame: `catch("ack")` holds the next ack, so that the program dies between commit and ack
+however fast it is. Bytes that are no AMQP 0-9-1 pass unread.
 """
 
 import os
@@ -76,10 +76,10 @@ class Pair:
 
 
 class Wire:
-    """Listens on 127.0.0.1 and forwards to `port`. on_settled(word, body) hears of each message
-    that the program settles: "ack", "nack"."""
+    """Listens on 127.0.0.1 and forwards to `port`. on_settled(word, body, moment) hears of each
+    message that the program settles: "ack", "nack", and "cut" for an ack that gets lost."""
 
-    def __init__(self, port: int, on_settled: Callable[[str, bytes], None]):
+    def __init__(self, port: int, on_settled: Callable[[str, bytes, float], None]):
         self._target, self._on_settled = port, on_settled
         self._pairs: set[Pair] = set()
         self._trap: Trap | None = None
@@ -167,37 +167,44 @@ class Wire:
         if kind != METHOD:
             return
         method = struct.unpack_from(">HH", payload)
-        if method in (ACK, NACK, REJECT):
+        if method == PUBLISH:
+            self._hold(self._sprung("publish"))
+        elif method in (ACK, NACK, REJECT):
+            moment = time.monotonic()
+            trap = self._sprung("ack") if method == ACK else None
             bodies = pair.settled(channel, payload)
-            word = "ack" if method == ACK else "nack"
-            if word == "ack":
-                self._stop_at("ack", pair, bodies)
-            for body in bodies if not pair.cut else ():
-                self._on_settled(word, body)
-        elif method == PUBLISH:
-            self._stop_at("publish", pair)
+            for body in bodies:
+                self._on_settled("ack" if method == ACK else "nack", body, moment)
+            self._hold(trap, bodies)
+            for body in bodies if pair.cut else ():
+                self._on_settled("cut", body, time.monotonic())
 
     def _from_broker(self, pair: Pair, frame: bytes) -> None:
         kind, channel, payload = _parts(pair, frame)
         method = struct.unpack_from(">HH", payload) if kind == METHOD else None
         if method in (ACK, DELIVER):
-            self._stop_at("confirm" if method == ACK else "deliver", pair)
+            self._hold(self._sprung("confirm" if method == ACK else "deliver"))
         pair.delivered(channel, kind, payload)
 
-    def _stop_at(self, kind: str, pair: Pair, bodies: list[bytes] | None = None) -> None:
+    def _sprung(self, kind: str) -> Trap | None:
+        """The trap, if this frame is the one that it waits for."""
         trap = self._trap
         if not trap or trap.kind != kind or trap.caught.is_set():
-            return
+            return None
         if trap.skip:
             trap.skip -= 1
-            return
-        trap.bodies = bodies or []
-        if trap.then:
+            return None
+        if trap.then:  # first of all: each millisecond is one in which the program goes on
             trap.then()
             self._trap = None
-        trap.caught.set()
-        if not trap.then:
-            trap.released.wait()
+        return trap
+
+    def _hold(self, trap: Trap | None, bodies: list[bytes] | None = None) -> None:
+        if trap:
+            trap.bodies = bodies or []
+            trap.caught.set()
+            if not trap.then:
+                trap.released.wait()
 
 
 def _frames(pair: Pair, buffer: bytearray) -> Iterator[bytes]:
