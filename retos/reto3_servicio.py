@@ -1,4 +1,4 @@
-"""Reto 3. Pregunta a un servicio antes de dar los puntos, y este a veces falla."""
+"""Reto 3. Pregunta a un servicio antes de dar los puntos."""
 
 import json
 import os
@@ -20,16 +20,17 @@ db.execute("CREATE TABLE IF NOT EXISTS done (event_id TEXT PRIMARY KEY)")
 
 def on_event(channel, method, properties, body):
     event = json.loads(body)
+    ids = event["id"], event["data"]["user_id"]
     try:
-        urlopen(f"{SERVICE}/{event['id']}", timeout=5).close()
+        urlopen(f"{SERVICE}/{ids[0]}", timeout=5).close()
     except OSError as error:  # 503, or nobody answers
         print("el servicio falla:", error)
         channel.basic_nack(method.delivery_tag, requeue=True)
         return
     with db:  # one transaction
-        if db.execute("INSERT OR IGNORE INTO done VALUES (?)", (event["id"],)).rowcount:
-            db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT DO UPDATE"
-                       " SET points = points + 100", (event["data"]["user_id"],))
+        if db.execute("INSERT OR IGNORE INTO done VALUES(?)", ids[:1]).rowcount:
+            db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT"
+                       " DO UPDATE SET points = points + 100", ids[1:])
     channel.basic_ack(method.delivery_tag)
 
 

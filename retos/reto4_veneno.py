@@ -19,15 +19,15 @@ db.execute("CREATE TABLE IF NOT EXISTS done (event_id TEXT PRIMARY KEY)")
 def on_event(channel, method, properties, body):
     try:
         event = json.loads(body)
-        event_id, user_id = event["id"], event["data"]["user_id"]
+        ids = event["id"], event["data"]["user_id"]
     except (ValueError, KeyError, TypeError) as error:
         print("un mensaje que no se entiende:", error)
         channel.basic_ack(method.delivery_tag)
         return
     with db:  # one transaction
-        if db.execute("INSERT OR IGNORE INTO done VALUES (?)", (event_id,)).rowcount:
-            db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT DO UPDATE"
-                       " SET points = points + 100", (user_id,))
+        if db.execute("INSERT OR IGNORE INTO done VALUES(?)", ids[:1]).rowcount:
+            db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT"
+                       " DO UPDATE SET points = points + 100", ids[1:])
     channel.basic_ack(method.delivery_tag)
 
 

@@ -1,4 +1,4 @@
-"""Reto 5. Da 100 puntos a cada usuario nuevo, mientras el broker siga en marcha."""
+"""Reto 5. Da 100 puntos a cada usuario, mientras el broker siga en marcha."""
 
 import json
 import os
@@ -18,10 +18,11 @@ db.execute("CREATE TABLE IF NOT EXISTS done (event_id TEXT PRIMARY KEY)")
 
 def on_event(channel, method, properties, body):
     event = json.loads(body)
+    ids = event["id"], event["data"]["user_id"]
     with db:  # one transaction
-        if db.execute("INSERT OR IGNORE INTO done VALUES (?)", (event["id"],)).rowcount:
-            db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT DO UPDATE"
-                       " SET points = points + 100", (event["data"]["user_id"],))
+        if db.execute("INSERT OR IGNORE INTO done VALUES(?)", ids[:1]).rowcount:
+            db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT"
+                       " DO UPDATE SET points = points + 100", ids[1:])
     channel.basic_ack(method.delivery_tag)
 
 

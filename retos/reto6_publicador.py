@@ -1,4 +1,4 @@
-"""Reto 6. Publica COUNT eventos y dice qué fue de cada uno, en una línea JSON."""
+"""Reto 6. Publica COUNT eventos y dice, en JSON, qué fue de cada uno."""
 
 import json
 import os
@@ -20,14 +20,16 @@ def open_channel():
 channel = open_channel()
 for number in range(int(os.environ.get("COUNT", 5))):
     event = {"specversion": "1.0", "id": str(uuid.uuid4()), "source": "/retos",
-             "type": "UsuarioCreado", "time": datetime.now(timezone.utc).isoformat(),
-             "data": {"user_id": str(uuid.uuid4()), "nombre": f"Usuario {number}",
-                      "email": f"u{number}@eco.com"}}
+             "type": "UsuarioCreado",
+             "time": datetime.now(timezone.utc).isoformat(),
+             "data": {"user_id": str(uuid.uuid4()), "nombre": f"N{number}",
+                      "email": f"n{number}@eco.com"}}
     while True:
         try:
             channel.basic_publish(
                 exchange="user_events", routing_key="", body=json.dumps(event),
-                properties=pika.BasicProperties(message_id=event["id"], delivery_mode=2))
+                properties=pika.BasicProperties(
+                    message_id=event["id"], delivery_mode=2))
             break
         except pika.exceptions.AMQPError:  # the connection is lost: again
             time.sleep(0.5)

@@ -51,22 +51,21 @@ EFFECT = """    user = json.loads(body)["data"]
 REQUEUE = "        channel.basic_nack(method.delivery_tag, requeue=True)\n        return\n"
 SKIP = "        channel.basic_ack(method.delivery_tag)\n        return\n"
 REJECT = "        channel.basic_reject(method.delivery_tag, requeue=False)\n        return\n"
-PUBLISH = """                properties=pika.BasicProperties(message_id=event["id"], delivery_mode=2))
+COPY = '        channel.basic_publish("", "loyalty_queue.retry.1s", body, properties)\n'
+PUBLISH = """                    message_id=event["id"], delivery_mode=2))
             break
 """
 CLAIM = """    print(json.dumps({"id": event["id"], "outcome": "confirmed"}))
 """
-RESERVED = """        if db.execute("INSERT OR IGNORE INTO done VALUES (?)", (event_id,)).rowcount:
-            urlopen("""
-WAIT = """        db.execute("DELETE FROM done WHERE event_id = ?", (event_id,))
+RESERVE = '        if db.execute("INSERT OR IGNORE INTO done'
+FORGET = """        db.execute("DELETE FROM done WHERE event_id = ?", ids[:1])
 """
 
 SOLUTIONS: dict[int, Changes] = {
     1: ((ACK, ""), (COMMITTED, COMMITTED + ACK)),
     2: ((EFFECT, EFFECT_ONCE),),
     # loyalty_queue.retry.1s gives the message back to loyalty_queue after a second.
-    3: ((REQUEUE, '        channel.basic_publish("", "loyalty_queue.retry.1s", body, properties)\n'
-         + SKIP),
+    3: ((REQUEUE, COPY + SKIP),
         ("channel.basic_qos", "channel.confirm_delivery()\nchannel.basic_qos")),
     4: ((SKIP, REJECT),),  # loyalty_queue dead-letters what is rejected
     5: ((SERVE, """while True:
@@ -85,10 +84,8 @@ SOLUTIONS: dict[int, Changes] = {
          '        except pika.exceptions.UnroutableError:\n            outcome = "returned"\n'
          "            break\n        except pika.exceptions.AMQPError:"),
         (CLAIM, CLAIM.replace('"confirmed"', "outcome"))),
-    7: ((RESERVED, """        db.execute("BEGIN")
-        if db.execute("INSERT OR IGNORE INTO done VALUES (?)", (event_id,)).rowcount:
-            urlopen("""),
-        (WAIT, '        db.execute("ROLLBACK")\n'),
+    7: ((RESERVE, '        db.execute("BEGIN")\n' + RESERVE),
+        (FORGET, '        db.execute("ROLLBACK")\n'),
         ("    except OSError:", '        db.execute("COMMIT")\n    except OSError:')),
 }
 
@@ -128,13 +125,13 @@ WRONG: dict[str, tuple[int, str, Changes]] = {
          "            time.sleep(1)\n\n\ndef on_event"))),
     "prefetch 1, and a pause before it gives the event back": (3, "neighbours", (
         ("prefetch_count=10", "prefetch_count=1"),
-        ('        channel.basic_publish("", "loyalty_queue.retry.1s", body, properties)\n' + SKIP,
+        (COPY + SKIP,
          '        __import__("time").sleep(0.6)\n' + REQUEUE))),
     "swallows the exception": (3, "service", (
-        ('        channel.basic_publish("", "loyalty_queue.retry.1s", body, properties)\n' + SKIP,
+        (COPY + SKIP,
          ""),)),
     "gives up at the first failure": (3, "lost", (
-        ('        channel.basic_publish("", "loyalty_queue.retry.1s", body, properties)\n' + SKIP,
+        (COPY + SKIP,
          REJECT),)),
     "gives the poison back for ever": (4, "hot", ((REJECT, REQUEUE),)),
     "falls over the poison": (4, "ended", (("except (ValueError,", "except (ZeroDivisionError,"),
@@ -151,8 +148,7 @@ WRONG: dict[str, tuple[int, str, Changes]] = {
     "stops at the first lost connection": (6, "answers", ((
         "            time.sleep(0.5)\n", "            raise\n"),)),
     "acks what still has to wait": (7, "lost", ((
-        '        channel.basic_publish("", "loyalty_queue.retry.1s", body, properties,'
-        " mandatory=True)\n",
+        COPY,
         "        channel.connection.call_later(1, lambda: on_event(channel, None, properties,"
         " body))\n    if method is None:\n        return\n"),)),
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from common import exchange
 from tools.grade.challenges import COUNT, Challenge
-from tools.grade.stage import POINTS, QUEUE, Entry, Stage
+from tools.grade.stage import POINTS, QUEUE, Stage
 
 MOST_CALLS = 3  # of the service, a second, for one event
 MOST_DELIVERIES = 10  # a second, of one event
@@ -66,12 +66,14 @@ HINTS = {
 
 @dataclass
 class Broken:
-    """A rule that does not hold. events: ids, the first one first; hint: a key of HINTS."""
+    """A rule that does not hold. events: ids, the first one first; hint: a key of HINTS; end: what
+    closes the history of the first."""
 
     rule: str
     text: str
     events: list[str] = field(default_factory=list)
     hint: str = ""
+    end: str = ""
 
 
 def judge(stage: Stage, challenge: Challenge) -> dict[str, Broken | bool | None]:
@@ -83,14 +85,18 @@ def judge(stage: Stage, challenge: Challenge) -> dict[str, Broken | bool | None]
     return {rule: broken.get(rule) or (None if unclear else True) for rule in challenge.rules}
 
 
-def history(stage: Stage, event: str | None) -> list[Entry]:
-    """What happened to one event, and to all between its first entry and the one after its last.
-    None: what happened to all."""
+def history(stage: Stage, broken: Broken) -> list[dict]:
+    """What happened to its first event, and to all between the first entry and the one after the
+    last; what happened to all, if it names no event."""
+    event = broken.events[0] if broken.events else None
     entries = sorted(stage.journal, key=lambda entry: entry.at)
     own = [entry for entry in entries if entry.event == event]
-    later = [entry.at for entry in entries if entry.event is None and entry.at > own[-1].at]
-    return [entry for entry in entries if entry.event == event or (
-        entry.event is None and own[0].at <= entry.at <= min(later, default=own[-1].at))]
+    first, last = (own[0].at, own[-1].at) if own else (0, 0)
+    later = [entry.at for entry in entries if entry.event is None and entry.at > last]
+    shown = [entry for entry in entries if entry.event == event or (
+        entry.event is None and first <= entry.at <= min(later, default=last))]
+    lines = [{"at": round(entry.at, 3), "what": entry.text} for entry in shown]
+    return lines + ([{"at": round(stage.now, 3), "what": broken.end}] if broken.end else [])
 
 
 def _consumer(stage: Stage) -> Iterator[Broken]:
@@ -150,7 +156,7 @@ def _lost(stage: Stage, points: dict[str, int], left: set[str], dead: set[str | 
         lost += elsewhere[-missing:] if missing > 0 else []
     if lost:
         yield Broken("lost", _count(lost, "perdido", "perdidos"), lost,
-                     _why_lost(stage, lost[0], points, dead))
+                     _why_lost(stage, lost[0], points, dead), "al final: sin efecto")
 
 
 def _why_lost(stage: Stage, event: str, points: dict[str, int], dead: set[str | None]) -> str:
@@ -162,12 +168,13 @@ def _why_lost(stage: Stage, event: str, points: dict[str, int], dead: set[str | 
         return "lost: user"
     if "ack" not in kinds:
         return "lost: no ack"
-    if kinds.count("delivered") > 1:
-        return "lost: again"
     acked_at = own[kinds.index("ack")].at
-    killed = any(entry.kind in ("killed", "broker") and abs(entry.at - acked_at) < 1
-                 for entry in stage.journal)
-    return "lost" if killed else "lost: alive"
+    again = kinds.count("delivered") > 1
+    near_s = 0.05 if again else 1  # a second process may skip it, and be killed soon after
+    if any(entry.kind in ("killed", "broker") and abs(entry.at - acked_at) < near_s
+           for entry in stage.journal):
+        return "lost"
+    return "lost: again" if again else "lost: alive"
 
 
 def _stuck(left: dict[str, list[str]]) -> Iterator[Broken]:
