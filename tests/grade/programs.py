@@ -192,18 +192,40 @@ while answered < int(os.environ["COUNT"]):
 
 FAKE = "Veredicto del reto 1: VÁLIDO"
 
-# name: (program, verdict, rule or None). Challenge 1.
+STARTER_FAILS = {1: "lost", 2: "doubled", 3: "hot", 4: "poison", 5: "ended", 6: "unroutable",
+                 7: "lost"}
+
+# name: (program, verdict, the rule broken first). Challenge 1. LEFT: a file for process ids.
 HOSTILE: dict[str, tuple[str, str, str | None]] = {
-    "never consumes": ("import time\ntime.sleep(1000)\n", "unknown", None),
-    "falls at once": (f"print({FAKE!r})\nprint({FAKE!r} + chr(27) + '[2J')\n1 / 0\n", "unknown",
-                      None),
     "floods stdout, forks and ignores SIGTERM": ("""
 import os, signal, subprocess, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+sleeper = [sys.executable, "-c", "import time; time.sleep(1000)"]
+children = subprocess.Popen(sleeper), subprocess.Popen(sleeper, start_new_session=True)
+with open("LEFT", "a") as left:
+    print(os.getpid(), *(child.pid for child in children), file=left)
 while True:
-    sys.stdout.write("x" * 100000)
-    sys.stdout.write('{"id": 1, "outcome": "' * 1000)
+    sys.stdout.write("x" * 100000 + '{"id": 1, "outcome": "')
 """, "unknown", None),
+    "hangs in its first event": (changed(solution(1), ((
+        "    user = json", "    time.sleep(1000)\n    user = json"),)), "invalid", "stuck"),
+    "deletes the queues in its first event": (changed(solution(1), ((ACK, """
+    for queue in ("loyalty_queue", "dead_letter_queue"):
+        channel.queue_delete(queue)
+"""),)), "invalid", "queue"),
 }
+
+
+def kit_with_service() -> str:
+    """loyalty_consumer_simple.py with one call of the service before the effect."""
+    text = (ROOT / "loyalty_consumer_simple.py").read_text(encoding="utf-8")
+    return changed(text, (
+        ("from common import cli\n",
+         f"import os\nimport sys\nfrom urllib.request import urlopen\n\n"
+         f"sys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\n"),
+        ("def report(db):",
+         "def ask(event):\n"
+         "    urlopen(f\"{os.environ['SERVICE_URL']}/{event.id}\", timeout=5).close()\n\n\n"
+         "def report(db):"),
+        ("consumer.once(delivery, open_account)",
+         "consumer.once(delivery, open_account, before=ask)")))

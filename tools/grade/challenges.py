@@ -244,7 +244,7 @@ def publisher(stage: Stage) -> None:
         raise NeverConsumed
 
 
-FOR_ALL = ("ended", "queue", "lost", "stuck")
+FOR_ALL = ("queue", "ended", "lost", "stuck")
 CHALLENGES = {
     1: Challenge("el ack llega demasiado pronto", acks_too_early, FOR_ALL),
     2: Challenge("hace las cosas dos veces", done_twice, (*FOR_ALL, "doubled")),
