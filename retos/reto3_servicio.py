@@ -9,7 +9,7 @@ import pika
 
 URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2F")
 STATE = os.environ.get("STATE_DIR", ".state/retos")
-SERVICE = os.environ["SERVICE_URL"]  # the judge starts it
+SERVICE = os.environ["SERVICE_URL"]
 
 os.makedirs(STATE, exist_ok=True)
 db = sqlite3.connect(os.path.join(STATE, "loyalty.db"))
@@ -22,7 +22,7 @@ def on_event(channel, method, properties, body):
     event = json.loads(body)
     ids = event["id"], event["data"]["user_id"]
     try:
-        urlopen(f"{SERVICE}/{ids[0]}", timeout=5).close()
+        urlopen(f"{SERVICE}/?id={ids[0]}", timeout=5).close()
     except OSError as error:  # 503, or nobody answers
         print("el servicio falla:", error)
         channel.basic_nack(method.delivery_tag, requeue=True)

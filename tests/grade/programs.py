@@ -225,7 +225,7 @@ def kit_with_service() -> str:
          f"sys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\n"),
         ("def report(db):",
          "def ask(event):\n"
-         "    urlopen(f\"{os.environ['SERVICE_URL']}/{event.id}\", timeout=5).close()\n\n\n"
+         "    urlopen(f\"{os.environ['SERVICE_URL']}/?id={event.id}\", timeout=5).close()\n\n\n"
          "def report(db):"),
         ("consumer.once(delivery, open_account)",
          "consumer.once(delivery, open_account, before=ask)")))

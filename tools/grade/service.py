@@ -1,4 +1,4 @@
-"""The service that challenges 3 and 7 call before the effect: GET SERVICE_URL/<event id>."""
+"""The service that challenges 3 and 7 call before the effect: GET SERVICE_URL/?id=<event id>."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ class Service:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 with suppress(OSError):  # killed while it waits
-                    self.send_response(service.answer(self.path.rpartition("/")[2].lower()))
+                    self.send_response(service.answer(self.path.rpartition("=")[2].lower()))
                     self.send_header("Content-Length", "0")
                     self.end_headers()
 
