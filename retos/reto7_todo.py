@@ -22,7 +22,7 @@ def on_event(channel, method, properties, body):
         return channel.basic_reject(method.delivery_tag, requeue=False)
     try:
         if db.execute("INSERT OR IGNORE INTO done VALUES(?)", ids[:1]).rowcount:
-            urlopen(f"{os.environ['SERVICE_URL']}/?id={ids[0]}", timeout=5).close()
+            urlopen(f"{os.environ['SERVICE_URL']}/?id={ids[0]}", timeout=5)
             db.execute("INSERT INTO accounts VALUES (?, 100) ON CONFLICT"
                        " DO UPDATE SET points = points + 100", ids[1:])
     except OSError:  # 503, or nobody answers: not done, and again in a second
