@@ -62,7 +62,8 @@ def test_a_wrong_program_is_caught_with_the_right_rule(name, seed, fault_node, t
     fault_node.start()
     number, rule, changes = WRONG[name]
     result = judged(fault_node, changed(solution(number), changes), number, tmp_path, seed)
-    assert (result["verdict"], next(iter(result["broken"]))) == ("invalid", rule), result
+    assert result["verdict"] == "invalid"
+    assert rule in result["broken"], result
 
 
 def test_a_publisher_that_counts_a_multiple_ack_once_is_caught(fault_node, tmp_path):

@@ -27,7 +27,8 @@ VERDICTS = {"valid": ("VÁLIDO", "ok"), "invalid": ("NO VÁLIDO", "error"),
 WITHOUT_SERVICE = (1, 2, 4, 5)  # ask nothing of a consumer but the kit's own contract
 MOST_CALLS = 20  # of the service for an event, then it answers 200
 CONFIGURATION = "collect_statistics_interval = 1000\n"  # message counts at most a second old
-SHOWN_FIRST, SHOWN_LAST = 9, 5  # entries of a history
+SHOWN_FIRST, SHOWN_LAST = 7, 4  # entries of a history
+GAP = "     …"
 WIDTH = 78
 
 
@@ -130,8 +131,7 @@ def show(result: dict[str, Any]) -> None:
     if result["history"]:
         [event] = next(iter(result["broken"].values()))["events"][:1] or [""]
         _print_block(f"Qué pasó con el evento {console.short(event)}:" if event else "Qué pasó:",
-                     _shortened([f"{entry['at']:6.2f} s  {console.clean(entry['what'])}"
-                                 for entry in result["history"]]))
+                     _shortened(result["history"]))
     if result["output"]:
         _print_block("Lo último que imprimió el programa (palabras suyas, no del juez):",
                      [f"│ {console.clean(line)}" for line in result["output"]])
@@ -148,9 +148,16 @@ def _print_block(title: str, lines: list[str]) -> None:
         console.print_line(f"  {line[:WIDTH - 2]}")
 
 
-def _shortened(lines: list[str]) -> list[str]:
-    """The first and the last lines, if there are many."""
-    if len(lines) > SHOWN_FIRST + SHOWN_LAST + 1:
-        left_out = len(lines) - SHOWN_FIRST - SHOWN_LAST
-        lines[SHOWN_FIRST:-SHOWN_LAST] = [f"     …    y {left_out} más"]
+def _shortened(entries: list[dict]) -> list[str]:
+    """A line for each entry; of many, the first and the last ones, and those around an effect."""
+    kept = {*range(SHOWN_FIRST), *range(len(entries) - SHOWN_LAST, len(entries))}
+    for number, entry in enumerate(entries):
+        if entry["kind"] == "effect":
+            kept |= {number - 1, number, number + 1, number + 2}
+    lines: list[str] = []
+    for number, entry in enumerate(entries):
+        if number in kept:
+            lines.append(f"{entry['at']:6.2f} s  {console.clean(entry['what'])}")
+        elif lines[-1] != GAP:
+            lines.append(GAP)
     return lines

@@ -1,5 +1,6 @@
 """The seven challenges: what is done to the program in each of them."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from tools.grade.stage import Event, ProgramEnded, Stage
 COUNT = 120  # events that the publisher of challenge 6 is asked for
 FAILS_S = 2.5  # how long the service fails for an event, from its first call on
 FIRST_SIGN_S = 15  # from the start of the program
+BURST = 8  # events that wait when the program starts again
+LATEST_S = 0.03
 QUIET_S = 8  # nothing new for so long: nothing more will come
 SETTLED_S = 1.2  # the broker's counts are up to a second old
 PUBLISHER_S = 30
@@ -68,13 +71,20 @@ def settle(stage: Stage) -> None:
     stage.wait(is_over, 60, "espera a que no quede nada por hacer")
 
 
-def kill_and_restart(stage: Stage, kind: str, burst: int) -> None:
-    """Kill at a delivery or right behind an ack, with `burst` events that wait for the program."""
+def kill_and_restart(stage: Stage, kind: str, late: bool = False) -> None:
+    """Kill at a delivery or behind an ack, while events wait for the program. late: some
+    milliseconds later, amid its work on the next ones."""
+    late_s = stage.rng.uniform(0, LATEST_S) if late else 0
+
+    def kill() -> None:
+        time.sleep(late_s)
+        stage.kill()
+
     stage.look()
     stage.kill()
-    stage.publish(*(stage.new_event() for _ in range(burst)))
-    skip = stage.rng.randrange(3, burst) if kind == "deliver" else stage.rng.randrange(3)
-    trap = stage.wire.catch(kind, skip, stage.kill)
+    stage.publish(*(stage.new_event() for _ in range(BURST)))
+    skip = stage.rng.randrange(3, BURST) if kind == "deliver" else stage.rng.randrange(3)
+    trap = stage.wire.catch(kind, skip, kill)
     stage.program.end()
     stage.start()
     stage.wait(trap.caught.is_set, 2.5, "el proceso trabaja, hasta que lo matan")
@@ -82,7 +92,8 @@ def kill_and_restart(stage: Stage, kind: str, burst: int) -> None:
     if not trap.caught.is_set():
         stage.kill()
     stage.say(f"proceso {stage.program.number} matado "
-              + ("a media entrega" if kind == "deliver" else "justo tras un ack"))
+              + ("a media entrega" if kind == "deliver" else
+                 "en pleno trabajo" if late else "justo tras un ack"))
 
 
 def kill_before_ack(stage: Stage, *more: Event) -> None:
@@ -162,7 +173,7 @@ def _done(stage: Stage) -> bool:
 def acks_too_early(stage: Stage) -> None:
     begin(stage)
     for kind in ("ack", "deliver", "ack", "ack", "deliver", "ack", "ack", "ack"):
-        kill_and_restart(stage, kind, burst=8)
+        kill_and_restart(stage, kind)
     stage.restart()
     settle(stage)
 
@@ -172,6 +183,9 @@ def done_twice(stage: Stage) -> None:
     for _ in range(3):
         first = stage.new_event()
         kill_before_ack(stage, first, stage.new_event(first.user))
+    for _ in range(4):
+        kill_and_restart(stage, "ack", late=True)
+    stage.restart()
     copies = stage.rng.sample(stage.events, 6)
     stage.say("publica otra vez 6 eventos, con el mismo id")
     stage.publish(*copies, *copies[:2])
@@ -206,7 +220,8 @@ def everything(stage: Stage) -> None:
     fail_for_some(stage, 2 * FAILS_S, poisonous(stage))
     kill_while_it_calls(stage)
     kill_before_ack(stage)
-    kill_and_restart(stage, "ack", burst=8)
+    for late in (False, True, True):
+        kill_and_restart(stage, "ack", late)
     stage.restart()
     restart_broker(stage, kill=True)
     stage.say("publica otra vez 6 eventos, con el mismo id")

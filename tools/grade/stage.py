@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -38,6 +38,7 @@ POLL_S = 0.05
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
 BROKER_S = 30
+LATE_S = 0.5
 FIREHOSE = "amq.rabbitmq.trace"
 MOST_ENTRIES = 20_000  # of the journal: a program that loops fills it
 NAMES = ("Ana", "Luis", "Eva", "Iván", "Sofía", "Juan", "Inés", "Noé", "Lía", "Óscar")
@@ -80,6 +81,7 @@ class Stage:
         self.neighbours: list[Event] = []  # published while the service fails for others
         self.ended = False
         self._ids: dict[bytes, str] = {}  # body -> id
+        self._arrivals: dict[str | None, deque[float]] = {}
         self._work, self._state = work, work / "state"
         self._state.mkdir(parents=True)
         self._vhost = f"reto-{seed}-{uuid.uuid4().hex[:6]}"
@@ -89,7 +91,7 @@ class Stage:
         self._connection: Any = None
         self._channel: Any = None
         self.service = Service(self._on_call, most_calls)
-        self.wire = Wire(node.port, self._on_settled)
+        self.wire = Wire(node.port, self._heard)
         url = f"amqp://{USER}:{PASSWORD}@127.0.0.1:{self.wire.port}/{self._vhost}"
         self.program = Program(command, cwd or work, {
             "RABBITMQ_URL": url, "STATE_DIR": str(self._state), "RETRY_DELAYS": RETRY_DELAYS,
@@ -196,8 +198,10 @@ class Stage:
                     continue
                 self.points[user] = points
                 own = {event.id for event in self.events if event.user == user}
+                of_two = f" (de {len(own)} eventos de su usuario)" * (len(own) > 1)
                 for event in own:
-                    self.note("effect", f"efecto: la cuenta tiene {points} puntos", event, at)
+                    self.note("effect", f"efecto: la cuenta tiene {points} puntos{of_two}", event,
+                              at)
                 if own and not any(map(self.service.accepted, own)):
                     self.hasty.add(user)
 
@@ -263,6 +267,7 @@ class Stage:
         self.note("broker", "el broker muere (SIGKILL)" if kill else "el broker se para")
         self._hang_up()
         self._tracing.clear()
+        self._arrivals.clear()
         (self.node.kill if kill else self.node.stop)()
 
     def start_broker(self) -> None:
@@ -347,14 +352,16 @@ class Stage:
             return str(json.loads(body)["id"]).lower()
         return None
 
-    def _on_settled(self, word: str, body: bytes, moment: float) -> None:
+    def _heard(self, word: str, body: bytes, moment: float) -> None:
         """In a thread of the wire. What is committed by now came before this ack."""
-        at = moment - self._began
+        at, event = moment - self._began, self.id_of(body)
+        if word == "arrived":
+            self._arrivals.setdefault(event, deque()).append(at)
+            return
         if word == "ack":
             self._note_effects(at)
         text = f"{word} del proceso {self.program.number}"
-        self.note(word, text if word != "cut" else "ese ack no llega al broker",
-                  self.id_of(body), at)
+        self.note(word, text if word != "cut" else "ese ack no llega al broker", event, at)
 
     def _on_claim(self, event_id: str, outcome: str) -> None:
         self.note("claim", f"el programa dice {outcome[:20]!r}", event_id)
@@ -404,9 +411,13 @@ class Stage:
         event, (what, _, where) = self.id_of(body), key.partition(".")
         if what == "deliver":
             again = " otra vez" if headers.get("redelivered") else ""
+            arrivals = self._arrivals.get(event, deque())  # on the wire: the firehose may be late
+            while arrivals and arrivals[0] < self.now - LATE_S:
+                arrivals.popleft()
             self.note("delivered" if where == QUEUE else "taken",
                       f"entregado{again} al proceso {self.program.number}"
-                      + f" desde {where}" * (where != QUEUE), event)
+                      + f" desde {where}" * (where != QUEUE), event,
+                      arrivals.popleft() if arrivals else None)
         else:
             routed = ", ".join(map(str, headers.get("routed_queues") or ()))
             self.note("copied" if routed else "unroutable", "publicado por el programa; "

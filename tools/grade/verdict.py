@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from common import exchange
 from tools.grade.challenges import COUNT, Challenge
-from tools.grade.stage import POINTS, QUEUE, Stage
+from tools.grade.stage import POINTS, QUEUE, Entry, Stage
 
 MOST_CALLS = 3  # of the service, a second, for one event
 MOST_DELIVERIES = 10  # a second, of one event
+MOST_SHOWN = 300  # entries of a history, with --json
 MOST_HELD_S, SLACK_S = 1.0, 0.5  # slack: of a busy machine
 
 RULES = {
@@ -95,8 +96,10 @@ def history(stage: Stage, broken: Broken) -> list[dict]:
     later = [entry.at for entry in entries if entry.event is None and entry.at > last]
     shown = [entry for entry in entries if entry.event == event or (
         entry.event is None and first <= entry.at <= min(later, default=last))]
-    lines = [{"at": round(entry.at, 3), "what": entry.text} for entry in shown]
-    return lines + ([{"at": round(stage.now, 3), "what": broken.end}] if broken.end else [])
+    if broken.end:
+        shown.append(Entry(stage.now, event, "end", broken.end))
+    return [{"at": round(entry.at, 3), "kind": entry.kind, "what": entry.text}
+            for entry in shown[:MOST_SHOWN]]
 
 
 def _consumer(stage: Stage) -> Iterator[Broken]:
@@ -155,8 +158,10 @@ def _lost(stage: Stage, points: dict[str, int], left: set[str], dead: set[str | 
         missing = -((points.get(user, 0) - right) // POINTS) - (len(ids) - len(elsewhere))
         lost += elsewhere[-missing:] if missing > 0 else []
     if lost:
+        [user] = {event.user for event in stage.events if event.id == lost[0]}
+        end = f"al final: la cuenta tiene {points.get(user, 0)} puntos de {stage.expected()[user]}"
         yield Broken("lost", _count(lost, "perdido", "perdidos"), lost,
-                     _why_lost(stage, lost[0], points, dead), "al final: sin efecto")
+                     _why_lost(stage, lost[0], points, dead), end)
 
 
 def _why_lost(stage: Stage, event: str, points: dict[str, int], dead: set[str | None]) -> str:
@@ -224,7 +229,11 @@ def _neighbours(stage: Stage) -> Iterator[Broken]:
             held[event.id] = times["call"] - times["published"]
     late = [event for event, seconds in held.items() if seconds > MOST_HELD_S + SLACK_S]
     if late:
-        yield Broken("neighbours", f"{max(held.values()):.1f} s el que más", late)
+        at = {entry.kind: entry.at for entry in reversed(stage.journal) if entry.event == late[0]}
+        failed = sum(entry.kind == "call" and "503" in entry.text
+                     and at["published"] < entry.at < at["call"] for entry in stage.journal)
+        yield Broken("neighbours", f"{max(held.values()):.1f} s el que más", late, end="mientras"
+                     f" esperaba, el servicio contestó 503 a otros eventos: {failed} veces")
 
 
 def _publisher(stage: Stage) -> Iterator[Broken]:

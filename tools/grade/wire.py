@@ -49,8 +49,9 @@ class Pair:
     unacked: dict[int, dict[int, bytes]] = field(default_factory=dict)
     arriving: dict[int, list] = field(default_factory=dict)
 
-    def delivered(self, channel: int, kind: int, payload: bytes) -> None:
-        """Note a frame of the broker that is a delivery, or a part of one."""
+    def delivered(self, channel: int, kind: int, payload: bytes) -> bytes | None:
+        """Note a frame of the broker that is a delivery, or a part of one; its body if that is
+        complete now."""
         if kind == METHOD and struct.unpack_from(">HH", payload) in (DELIVER, GET_OK):
             after_tag = 5 + payload[4] if payload[2:4] == b"\x00\x3c" else 4  # a consumer tag
             [tag] = struct.unpack_from(">Q", payload, after_tag)
@@ -64,6 +65,8 @@ class Pair:
             if len(message[2]) >= message[1]:
                 self.unacked.setdefault(channel, {})[message[0]] = message[2]
                 del self.arriving[channel]
+                return message[2]
+        return None
 
     def settled(self, channel: int, payload: bytes) -> list[bytes]:
         """The bodies that an ack, nack or reject of the program answers for."""
@@ -76,11 +79,11 @@ class Pair:
 
 
 class Wire:
-    """Listens on 127.0.0.1 and forwards to `port`. on_settled(word, body, moment) hears of each
-    message that the program settles: "ack", "nack", and "cut" for an ack that gets lost."""
+    """Listens on 127.0.0.1 and forwards to `port`. heard(word, body, moment) is told of
+    each message: "arrived" at the program; its "ack" or "nack"; "cut": that ack gets lost."""
 
-    def __init__(self, port: int, on_settled: Callable[[str, bytes, float], None]):
-        self._target, self._on_settled = port, on_settled
+    def __init__(self, port: int, heard: Callable[[str, bytes, float], None]):
+        self._target, self._heard = port, heard
         self._pairs: set[Pair] = set()
         self._trap: Trap | None = None
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -174,17 +177,19 @@ class Wire:
             trap = self._sprung("ack") if method == ACK else None
             bodies = pair.settled(channel, payload)
             for body in bodies:
-                self._on_settled("ack" if method == ACK else "nack", body, moment)
+                self._heard("ack" if method == ACK else "nack", body, moment)
             self._hold(trap, bodies)
             for body in bodies if pair.cut else ():
-                self._on_settled("cut", body, time.monotonic())
+                self._heard("cut", body, time.monotonic())
 
     def _from_broker(self, pair: Pair, frame: bytes) -> None:
         kind, channel, payload = _parts(pair, frame)
         method = struct.unpack_from(">HH", payload) if kind == METHOD else None
         if method in (ACK, DELIVER):
             self._hold(self._sprung("confirm" if method == ACK else "deliver"))
-        pair.delivered(channel, kind, payload)
+        body = pair.delivered(channel, kind, payload)
+        if body is not None:
+            self._heard("arrived", body, time.monotonic())
 
     def _sprung(self, kind: str) -> Trap | None:
         """The trap, if this frame is the one that it waits for."""
