@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -38,7 +38,6 @@ POLL_S = 0.05
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
 BROKER_S = 30
-LATE_S = 0.5
 FIREHOSE = "amq.rabbitmq.trace"
 MOST_ENTRIES = 20_000  # of the journal: a program that loops fills it
 NAMES = ("Ana", "Luis", "Eva", "Iván", "Sofía", "Juan", "Inés", "Noé", "Lía", "Óscar")
@@ -81,12 +80,12 @@ class Stage:
         self.neighbours: list[Event] = []  # published while the service fails for others
         self.ended = False
         self._ids: dict[bytes, str] = {}  # body -> id
-        self._arrivals: dict[str | None, deque[float]] = {}
+        self.sources: set[str] = set()  # queues that the program took messages from
         self._work, self._state = work, work / "state"
         self._state.mkdir(parents=True)
         self._vhost = f"reto-{seed}-{uuid.uuid4().hex[:6]}"
         self._began = self._ticked = time.monotonic()
-        self._looking = threading.Lock()
+        self._looking, self._seen_at = threading.Lock(), 0.0
         self._closed, self._tracing = threading.Event(), threading.Event()
         self._connection: Any = None
         self._channel: Any = None
@@ -178,11 +177,11 @@ class Stage:
         self.program.end()
         self.look()
         self.start()
-        self.wait(lambda: self.consumers() > 0, 10, "el programa arranca otra vez")
+        self.wait(lambda: self.consumers() > 0, 5, "el programa arranca otra vez")
 
     def look(self) -> None:
         """Note what is new in `accounts`. Raises ProgramEnded."""
-        self._note_effects(self.now)
+        self._note_effects()
         code = self.program.exit_code
         if code is not None and not self.program.killed and not self.ended:
             self.ended = True
@@ -191,12 +190,16 @@ class Stage:
         if self.ended:
             raise ProgramEnded
 
-    def _note_effects(self, at: float) -> None:
+    def _note_effects(self, at: float | None = None) -> None:
+        """at: when they were there at the latest; by default, now."""
         with self._looking:
-            for user, points in (self._accounts(self._state) or {}).items():
+            found = self._accounts(self._state) or {}
+            at = self.now if at is None else at
+            for user, points in found.items():
                 if points == self.points.get(user):
                     continue
                 self.points[user] = points
+                self._seen_at = at
                 own = {event.id for event in self.events if event.user == user}
                 of_two = f" (de {len(own)} eventos de su usuario)" * (len(own) > 1)
                 for event in own:
@@ -267,7 +270,6 @@ class Stage:
         self.note("broker", "el broker muere (SIGKILL)" if kill else "el broker se para")
         self._hang_up()
         self._tracing.clear()
-        self._arrivals.clear()
         (self.node.kill if kill else self.node.stop)()
 
     def start_broker(self) -> None:
@@ -355,13 +357,17 @@ class Stage:
     def _heard(self, word: str, body: bytes, moment: float) -> None:
         """In a thread of the wire. What is committed by now came before this ack."""
         at, event = moment - self._began, self.id_of(body)
-        if word == "arrived":
-            self._arrivals.setdefault(event, deque()).append(at)
-            return
+        if word in ("first", "again"):
+            return self._note_delivery(word == "again", event, at)
         if word == "ack":
             self._note_effects(at)
+            at = max(at, self._seen_at)  # the main thread saw its effect meanwhile
         text = f"{word} del proceso {self.program.number}"
         self.note(word, text if word != "cut" else "ese ack no llega al broker", event, at)
+
+    def _note_delivery(self, again: bool, event: str | None, at: float) -> None:
+        self.note("delivered", f"entregado{' otra vez' * again} al proceso {self.program.number}",
+                  event, at)
 
     def _on_claim(self, event_id: str, outcome: str) -> None:
         self.note("claim", f"el programa dice {outcome[:20]!r}", event_id)
@@ -410,14 +416,9 @@ class Stage:
     def _note_traced(self, key: str, headers: dict, body: bytes) -> None:
         event, (what, _, where) = self.id_of(body), key.partition(".")
         if what == "deliver":
-            again = " otra vez" if headers.get("redelivered") else ""
-            arrivals = self._arrivals.get(event, deque())  # on the wire: the firehose may be late
-            while arrivals and arrivals[0] < self.now - LATE_S:
-                arrivals.popleft()
-            self.note("delivered" if where == QUEUE else "taken",
-                      f"entregado{again} al proceso {self.program.number}"
-                      + f" desde {where}" * (where != QUEUE), event,
-                      arrivals.popleft() if arrivals else None)
+            self.sources.add(where)
+            if self.wire.plain:  # else the wire has said so, at the very moment
+                self._note_delivery(bool(headers.get("redelivered")), event, self.now)
         else:
             routed = ", ".join(map(str, headers.get("routed_queues") or ()))
             self.note("copied" if routed else "unroutable", "publicado por el programa; "

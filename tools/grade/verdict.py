@@ -112,7 +112,7 @@ def _consumer(stage: Stage) -> Iterator[Broken]:
                      hint=_why_ended(stage))
     if not stage.topology_is_intact():
         yield Broken("queue", f"{QUEUE}, {exchange.DEAD_LETTER_QUEUE} o su enlace cambiaron")
-    elif not any(entry.kind == "delivered" for entry in stage.journal):
+    elif QUEUE not in stage.sources:
         yield Broken("queue", f"de {QUEUE} no tomó nada")
     left = {queue: [stage.id_of(body) or "?" for body in stage.drain(queue)]
             for queue in stage.working_queues()}
@@ -232,8 +232,8 @@ def _neighbours(stage: Stage) -> Iterator[Broken]:
         at = {entry.kind: entry.at for entry in reversed(stage.journal) if entry.event == late[0]}
         failed = sum(entry.kind == "call" and "503" in entry.text
                      and at["published"] < entry.at < at["call"] for entry in stage.journal)
-        yield Broken("neighbours", f"{max(held.values()):.1f} s el que más", late, end="mientras"
-                     f" esperaba, el servicio contestó 503 a otros eventos: {failed} veces")
+        yield Broken("neighbours", f"{max(held.values()):.1f} s el que más", late, end="entre"
+                     f" tanto, el servicio contestó 503 a otros: {failed} veces")
 
 
 def _publisher(stage: Stage) -> Iterator[Broken]:

@@ -45,17 +45,17 @@ class Pair:
     broker: socket.socket
     plain: bool = False  # no AMQP 0-9-1
     cut: bool = False
-    # Per channel: delivery tag -> body; the delivery whose body is arriving: [tag, missing, body]
+    # Per channel: delivery tag -> body; the delivery that is arriving: [tag, size, body, word]
     unacked: dict[int, dict[int, bytes]] = field(default_factory=dict)
     arriving: dict[int, list] = field(default_factory=dict)
 
-    def delivered(self, channel: int, kind: int, payload: bytes) -> bytes | None:
-        """Note a frame of the broker that is a delivery, or a part of one; its body if that is
-        complete now."""
+    def delivered(self, channel: int, kind: int, payload: bytes) -> tuple[str, bytes] | None:
+        """Note a frame of the broker that is a delivery, or a part of one; once it is complete,
+        "first" or "again" and its body."""
         if kind == METHOD and struct.unpack_from(">HH", payload) in (DELIVER, GET_OK):
             after_tag = 5 + payload[4] if payload[2:4] == b"\x00\x3c" else 4  # a consumer tag
-            [tag] = struct.unpack_from(">Q", payload, after_tag)
-            self.arriving[channel] = [tag, 0, b""]
+            tag, again = struct.unpack_from(">QB", payload, after_tag)
+            self.arriving[channel] = [tag, 0, b"", "again" if again & 1 else "first"]
         elif channel in self.arriving and kind in (HEADER, BODY):
             message = self.arriving[channel]
             if kind == HEADER:
@@ -65,7 +65,7 @@ class Pair:
             if len(message[2]) >= message[1]:
                 self.unacked.setdefault(channel, {})[message[0]] = message[2]
                 del self.arriving[channel]
-                return message[2]
+                return message[3], message[2]
         return None
 
     def settled(self, channel: int, payload: bytes) -> list[bytes]:
@@ -80,10 +80,12 @@ class Pair:
 
 class Wire:
     """Listens on 127.0.0.1 and forwards to `port`. heard(word, body, moment) is told of
-    each message: "arrived" at the program; its "ack" or "nack"; "cut": that ack gets lost."""
+    each message: delivered for the "first" time, or "again"; its "ack" or "nack"; "cut": that ack
+    gets lost. plain: it has seen a connection that it cannot read."""
 
     def __init__(self, port: int, heard: Callable[[str, bytes, float], None]):
         self._target, self._heard = port, heard
+        self.plain = False
         self._pairs: set[Pair] = set()
         self._trap: Trap | None = None
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -146,6 +148,7 @@ class Wire:
             while chunk := source.recv(CHUNK):
                 buffer += chunk
                 for frame in _frames(pair, buffer):
+                    self.plain = self.plain or pair.plain
                     look(pair, frame)
                     if pair.cut:
                         return
@@ -187,9 +190,8 @@ class Wire:
         method = struct.unpack_from(">HH", payload) if kind == METHOD else None
         if method in (ACK, DELIVER):
             self._hold(self._sprung("confirm" if method == ACK else "deliver"))
-        body = pair.delivered(channel, kind, payload)
-        if body is not None:
-            self._heard("arrived", body, time.monotonic())
+        if arrived := pair.delivered(channel, kind, payload):
+            self._heard(*arrived, time.monotonic())
 
     def _sprung(self, kind: str) -> Trap | None:
         """The trap, if this frame is the one that it waits for."""
