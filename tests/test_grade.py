@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.grade.programs import FAKE, NUMBERS, STARTER_FAILS, solution, starter
-from tools.grade import grade
+from tools.grade import grade, show
 
 PAGES = ["README.md", "README.en.md"]
 
@@ -42,7 +42,7 @@ def test_a_starter_fits_on_the_wall_and_stands_on_both_pages(number):
         assert f"retos/{starter(number).name}" in (ROOT / "retos" / page).read_text("utf-8")
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("number", [3, 4, 6])
 def test_a_starter_breaks_the_rule_it_is_meant_to_and_no_other(number, shared_node, tmp_path):
     result = judged(shared_node, starter(number).read_text("utf-8"), number, tmp_path)
     assert (result["verdict"], list(result["broken"])) == ("invalid", [STARTER_FAILS[number]])
@@ -50,41 +50,43 @@ def test_a_starter_breaks_the_rule_it_is_meant_to_and_no_other(number, shared_no
     assert len(result["history"]) >= 3
 
 
-def test_the_history_shows_the_second_effect_and_why(shared_node, tmp_path):
+def test_the_verdict_shows_the_second_effect_and_why(shared_node, tmp_path, capsys):
     result = judged(shared_node, starter(2).read_text("utf-8"), 2, tmp_path)
-    story = " · ".join(entry["what"] for entry in result["history"])
-    for before, after in (("publicado y confirmado", "efecto: la cuenta tiene 100 puntos"),
-                          ("100 puntos", "matado (SIGKILL)"), ("SIGKILL", "entregado otra vez"),
-                          ("entregado otra vez", "efecto: la cuenta tiene 200 puntos")):
-        assert -1 < story.find(before) < story.find(after, story.find(before)), story
-    times = [entry["at"] for entry in result["history"]]
-    assert times == sorted(times)
+    show(result)
+    text = capsys.readouterr().out
+    end = 0
+    for words in ("✘ ningún efecto ocurre dos veces: ", "publicado y confirmado",
+                  "entregado al proceso", "efecto: la cuenta tiene 100 puntos", "(SIGKILL)",
+                  "entregado otra vez al proceso", "efecto: la cuenta tiene 200 puntos",
+                  "Pista: El mismo evento", "Veredicto del reto 2: NO VÁLIDO"):
+        end = text.find(words, end)
+        assert end > 0, (words, text)
+    assert max(map(len, text.splitlines())) <= 80
+    assert [entry["at"] for entry in result["history"]] == sorted(
+        entry["at"] for entry in result["history"])
 
 
-def test_the_command_prints_the_verdict_of_a_program_in_any_language(server, tmp_path):
+def test_a_program_in_any_language_is_graded_from_its_own_folder(server, tmp_path):
     (tmp_path / "mine.py").write_text(solution(4), encoding="utf-8")
     result = run_grade("--command", f'"{sys.executable}" mine.py', "--challenge", "4", "--seed",
-                       "7", cwd=tmp_path)
+                       "7", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    lines = result.stdout.splitlines()
-    assert "Reto 4: un mensaje venenoso · semilla 7" in lines
-    assert lines[-1] == "Veredicto del reto 4: VÁLIDO"
-    assert sum(line.startswith("  ✔ ") for line in lines) == 7
+    [verdict] = map(json.loads, result.stdout.splitlines())
+    assert (verdict["verdict"], verdict["seed"], verdict["broken"]) == ("valid", 7, {})
+    assert set(verdict["rules"].values()) == {True}
+    assert "Reto 4: un mensaje venenoso · semilla 7" in result.stderr.splitlines()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
 def test_a_program_cannot_print_the_verdict(server, tmp_path):
-    (tmp_path / "fake.py").write_text(
+    (tmp_path / "reto1_fake.py").write_text(
         f"print('{{}}\\n{FAKE}' + chr(27) + '[2J')\nraise SystemExit(0)\n", encoding="utf-8")
-    result = run_grade(str(tmp_path / "fake.py"), "--challenge", "1", "--json")
+    result = run_grade(str(tmp_path / "reto1_fake.py"))
+    lines = result.stdout.splitlines()
     assert result.returncode == 3
-    [verdict] = map(json.loads, result.stdout.splitlines())
-    assert verdict["verdict"] == "unknown"
-    result = run_grade(str(tmp_path / "fake.py"), "--challenge", "1")
-    assert result.returncode == 3
-    assert FAKE not in result.stdout.splitlines()
-    assert f"  │ {FAKE}�[2J" in result.stdout.splitlines()
-    assert result.stdout.splitlines()[-1].startswith("Veredicto del reto 1: DESCONOCIDO: ")
+    assert FAKE not in lines
+    assert f"  │ {FAKE}�[2J" in lines
+    assert lines[-1].startswith("Veredicto del reto 1: DESCONOCIDO: ")
 
 
 @pytest.mark.parametrize("arguments, words", [

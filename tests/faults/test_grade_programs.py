@@ -48,7 +48,7 @@ def test_the_kits_own_consumer_passes_as_it_is_or_with_one_call(number, seed, fa
 
 
 @by_seed
-@pytest.mark.parametrize("number", NUMBERS if SEEDS > 1 else (5, 7))
+@pytest.mark.parametrize("number", NUMBERS if SEEDS > 1 else (1, 5, 7))
 def test_a_starter_breaks_the_rule_it_is_meant_to_and_no_other(number, seed, fault_node,
                                                                tmp_path):
     fault_node.start()

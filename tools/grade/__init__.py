@@ -98,6 +98,8 @@ def grade(node: Node, command: list[str] | str, number: int, seed: int, cwd: Pat
             with suppress(ProgramEnded):
                 challenge.acts(stage)
             rules = judge(stage, challenge)
+            if stage.late and not any(isinstance(rule, Broken) for rule in rules.values()):
+                trouble = "no dio tiempo: este equipo está muy ocupado; califica otra vez"
         except NeverConsumed:
             trouble = ("el programa no publicó nada" if number == 6 else
                        "el programa no consumió ningún evento")

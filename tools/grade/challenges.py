@@ -1,6 +1,5 @@
 """The seven challenges: what is done to the program in each of them."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +10,12 @@ from tools.grade.stage import Event, ProgramEnded, Stage
 COUNT = 120  # events that the publisher of challenge 6 is asked for
 FAILS_S = 2.5  # how long the service fails for an event, from its first call on
 FIRST_SIGN_S = 15  # from the start of the program
+KILLS = 8  # each may or may not hit a moment of a few milliseconds
 BURST = 8  # events that wait when the program starts again
-LATEST_S = 0.03
 QUIET_S = 6  # nothing new for so long: nothing more will come
+IN_VAIN_S = 15  # no effect and no dead letter for so long, whatever else the program does
+LOOPS = 4000  # entries of the journal: it goes round in circles
+LOOK_S = 0.4
 SETTLED_S = 1.2  # the broker's counts are up to a second old
 PUBLISHER_S = 20
 
@@ -52,38 +54,37 @@ def begin(stage: Stage) -> None:
 
 
 def settle(stage: Stage) -> None:
-    """Wait until everything is done, or nothing happens any more."""
-    since = [stage.now, stage.now]  # of the last sign of life; of the last look that saw work left
-    seen = [-1, 0.0]
+    """Wait until everything is done, or nothing more will come of what the program does."""
+    changed = dict.fromkeys(("work left", "sign of life", "progress", "looked"), stage.now)
+    seen: dict[str, object] = {}
+
+    def note(what: str, state: object) -> None:
+        if seen.get(what) != state:
+            seen[what], changed[what] = state, stage.now
 
     def is_over() -> bool:
-        signs = len(stage.journal)
-        if signs != seen[0]:
-            seen[0], since[0] = signs, stage.now
-        if stage.now - seen[1] > 0.4:
-            seen[1] = stage.now
-            poisoned = stage.depth(exchange.DEAD_LETTER_QUEUE) >= len(stage.poison)
-            if not (_done(stage) and poisoned and not stage.backlog()):
-                since[1] = stage.now
-        return stage.now - since[1] > SETTLED_S or stage.now - since[0] > QUIET_S
+        note("sign of life", len(stage.journal))
+        if stage.now - changed["looked"] > LOOK_S:
+            changed["looked"] = stage.now
+            dead = stage.depth(exchange.DEAD_LETTER_QUEUE)
+            note("progress", (sum(stage.points.values()), dead))
+            if not _done(stage) or dead < len(stage.poison) or stage.backlog():
+                changed["work left"] = stage.now
+        return (stage.now - changed["work left"] > SETTLED_S
+                or stage.now - changed["sign of life"] > QUIET_S
+                or stage.now - changed["progress"] > IN_VAIN_S
+                or len(stage.journal) > LOOPS)
 
-    stage.wait(is_over, 60, "espera a que no quede nada por hacer")
+    stage.late = not stage.wait(is_over, 60, "espera a que no quede nada por hacer")
 
 
-def kill_and_restart(stage: Stage, kind: str, late: bool = False) -> None:
-    """Kill at a delivery or behind an ack, while events wait for the program. late: some
-    milliseconds later, amid its work on the next ones."""
-    late_s = stage.rng.uniform(0, LATEST_S) if late else 0
-
-    def kill() -> None:
-        time.sleep(late_s)
-        stage.kill()
-
+def kill_and_restart(stage: Stage, kind: str) -> None:
+    """Kill at a delivery or right behind an ack, with events that wait for the program."""
     stage.look()
     stage.kill()
     stage.publish(*(stage.new_event() for _ in range(BURST)))
     skip = stage.rng.randrange(3, BURST) if kind == "deliver" else stage.rng.randrange(3)
-    trap = stage.wire.catch(kind, skip, kill)
+    trap = stage.wire.catch(kind, skip, stage.kill)
     stage.program.end()
     stage.start()
     stage.wait(trap.caught.is_set, _patience(stage), "el proceso trabaja, hasta que lo matan")
@@ -91,8 +92,18 @@ def kill_and_restart(stage: Stage, kind: str, late: bool = False) -> None:
     if not trap.caught.is_set():
         stage.kill()
     stage.say(f"proceso {stage.program.number} matado "
-              + ("a media entrega" if kind == "deliver" else
-                 "en pleno trabajo" if late else "justo tras un ack"))
+              + ("a media entrega" if kind == "deliver" else "justo tras un ack"))
+
+
+def kill_at_commit(stage: Stage) -> None:
+    """Kill right behind a commit: what the program meant to write in another one is missing."""
+    stage.look()
+    stage.kill()
+    stage.publish(*(stage.new_event() for _ in range(BURST)))
+    stage.program.end()
+    stage.start()
+    stage.kill_at_commit(stage.rng.randrange(1, BURST), _patience(stage))
+    stage.say(f"proceso {stage.program.number} matado justo tras un commit")
 
 
 def kill_before_ack(stage: Stage, *more: Event) -> None:
@@ -187,8 +198,8 @@ def done_twice(stage: Stage) -> None:
     for _ in range(3):
         first = stage.new_event()
         kill_before_ack(stage, first, stage.new_event(first.user))
-    for _ in range(4):
-        kill_and_restart(stage, "ack", late=True)
+    for _ in range(KILLS):
+        kill_at_commit(stage)
     stage.restart()
     copies = stage.rng.sample(stage.events, 6)
     stage.say("publica otra vez 6 eventos, con el mismo id")
@@ -224,8 +235,9 @@ def everything(stage: Stage) -> None:
     fail_for_some(stage, 2 * FAILS_S, poisonous(stage))
     kill_while_it_calls(stage)
     kill_before_ack(stage)
-    for late in (False, True, True):
-        kill_and_restart(stage, "ack", late)
+    kill_and_restart(stage, "ack")
+    for _ in range(KILLS):
+        kill_at_commit(stage)
     stage.restart()
     restart_broker(stage, kill=True)
     stage.say("publica otra vez 6 eventos, con el mismo id")
@@ -263,15 +275,22 @@ def publisher(stage: Stage) -> None:
         raise NeverConsumed
 
 
-FOR_ALL = ("queue", "ended", "lost", "stuck")
+# The order in which they are shown: what may be the reason of another comes first.
+RULES = ("queue", "ended", "hot", "service", "neighbours", "lost", "doubled", "poison", "stuck")
+
+
+def _rules(*others: str) -> tuple[str, ...]:
+    """Those of every consumer, and these."""
+    return tuple(rule for rule in RULES if rule in ("queue", "ended", "lost", "stuck", *others))
+
+
 CHALLENGES = {
-    1: Challenge("el ack llega demasiado pronto", acks_too_early, FOR_ALL),
-    2: Challenge("hace las cosas dos veces", done_twice, (*FOR_ALL, "doubled")),
+    1: Challenge("el ack llega demasiado pronto", acks_too_early, _rules()),
+    2: Challenge("hace las cosas dos veces", done_twice, _rules("doubled")),
     3: Challenge("un servicio falla un rato", a_service_fails,
-                 (*FOR_ALL, "doubled", "service", "hot", "neighbours")),
-    4: Challenge("un mensaje venenoso", poison, (*FOR_ALL, "doubled", "poison", "hot")),
-    5: Challenge("el broker se reinicia dos veces", broker_restarts, (*FOR_ALL, "doubled")),
+                 _rules("hot", "service", "neighbours", "doubled")),
+    4: Challenge("un mensaje venenoso", poison, _rules("hot", "doubled", "poison")),
+    5: Challenge("el broker se reinicia dos veces", broker_restarts, _rules("doubled")),
     6: Challenge("un publicador", publisher, ("answers", "confirmed", "unroutable", "ids")),
-    7: Challenge("todo a la vez", everything,
-                 (*FOR_ALL, "doubled", "service", "hot", "neighbours", "poison")),
+    7: Challenge("todo a la vez", everything, RULES),
 }

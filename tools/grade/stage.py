@@ -35,6 +35,7 @@ POINTS = 100  # of an event
 RETRY_DELAYS = "1,2,4"
 USER = PASSWORD = "alumno"  # without management rights: it cannot reach the judge's own queue
 POLL_S = 0.05
+GLANCE_S = 0.0003
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
 BROKER_S = 30
@@ -79,6 +80,7 @@ class Stage:
         self.hasty: set[str] = set()  # users whose effect came before the service's 200
         self.neighbours: list[Event] = []  # published while the service fails for others
         self.ended = False
+        self.late = False  # there was no time to see how it would end
         self._ids: dict[bytes, str] = {}  # body -> id
         self.sources: set[str] = set()  # queues that the program took messages from
         self._work, self._state = work, work / "state"
@@ -171,6 +173,21 @@ class Stage:
         """From any thread: SIGKILL at once."""
         if self.program.kill():
             self.note("killed", f"proceso {self.program.number} matado (SIGKILL)")
+
+    def kill_at_commit(self, number: int, seconds: float) -> None:
+        """Kill it at once when it has committed so many times more, whatever it wrote."""
+        path = self._state / "loyalty.db"
+        deadline = time.monotonic() + seconds
+        seen, commits = None, -1
+        with suppress(sqlite3.Error), closing(
+                sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0)) as db:
+            while commits < number and time.monotonic() < deadline:
+                with suppress(sqlite3.OperationalError):  # locked: in the midst of a commit
+                    [version] = db.execute("PRAGMA data_version").fetchone()
+                    if version != seen:
+                        seen, commits = version, commits + 1
+                time.sleep(GLANCE_S)
+        self.kill()
 
     def restart(self) -> None:
         """Start it again after kill(), and wait until it consumes."""

@@ -82,7 +82,7 @@ def judge(stage: Stage, challenge: Challenge) -> dict[str, Broken | bool | None]
     publishes = "answers" in challenge.rules
     found = list(_publisher(stage) if publishes else _consumer(stage))
     broken = {each.rule: each for each in reversed(found) if each.rule in challenge.rules}
-    unclear = stage.ended and not publishes
+    unclear = (stage.ended or stage.late) and not publishes
     return {rule: broken.get(rule) or (None if unclear else True) for rule in challenge.rules}
 
 
@@ -119,7 +119,7 @@ def _consumer(stage: Stage) -> Iterator[Broken]:
     dead = stage.drain(exchange.DEAD_LETTER_QUEUE)
     points = stage.final_points()
     yield from _doubled(stage, points)
-    if not stage.ended:
+    if not (stage.ended or stage.late):
         yield from _lost(stage, points, {event for ids in left.values() for event in ids},
                          {stage.id_of(body) for body in dead})
         yield from _stuck(left)
