@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from common import exchange
@@ -16,6 +17,7 @@ QUIET_S = 6  # nothing new for so long: nothing more will come
 IN_VAIN_S = 15  # no effect and no dead letter for so long, whatever else the program does
 LOOPS = 4000  # entries of the journal: it goes round in circles
 LOOK_S = 0.4
+PATIENCE_S = 5
 SETTLED_S = 1.2  # the broker's counts are up to a second old
 PUBLISHER_S = 20
 
@@ -174,8 +176,11 @@ def poisonous(stage: Stage) -> tuple[Event, ...]:
 
 
 def _patience(stage: Stage) -> float:
-    """How long to wait for an ack: not long for a program that sends none."""
-    return 5 if any(entry.kind == "ack" for entry in stage.journal) else 1
+    """How long to wait for an ack: not long for a program that sends none, or no more."""
+    kills = [entry.at for entry in stage.journal if entry.kind == "killed"]
+    since = kills[-2] if len(kills) > 1 else 0
+    return PATIENCE_S if any(entry.kind == "ack" and entry.at >= since
+                             for entry in stage.journal) else 1
 
 
 def _done(stage: Stage) -> bool:
@@ -246,33 +251,33 @@ def everything(stage: Stage) -> None:
 
 
 def publisher(stage: Stage) -> None:
-    """Events with no queue, confirms that do not arrive, events that do not arrive."""
-    def at(kind: str, skip: int, then: Callable[[], None], words: str) -> None:
+    """Events with no queue, events that do not arrive, confirms that do not arrive."""
+    def catch(kind: str, skip: int, words: str) -> bool:
+        """Whether the traffic is held there. The program may have exited: what it sent is held."""
         trap = stage.wire.catch(kind, skip)
-        if stage.wait(trap.caught.is_set, 6, "cuenta lo que el programa publica"):
+        if not stage.program.number:
+            stage.start()
+        with suppress(ProgramEnded):
+            stage.wait(trap.caught.is_set, FIRST_SIGN_S if not stage.program.claims else PATIENCE_S,
+                       "cuenta lo que el programa publica")
+        if trap.caught.wait(LOOK_S):
             stage.say(words)
-            then()
-        stage.wire.release()
+        return trap.caught.is_set()
 
-    first = stage.wire.catch("publish", stage.rng.randrange(10, 20))
-    stage.start()
-    try:
-        stage.wait(first.caught.is_set, FIRST_SIGN_S, "espera a que el programa publique")
-        stage.bind_queues(False)
-        stage.say("el exchange se queda sin colas")
-        stage.wire.release()
-        at("publish", stage.rng.randrange(8, 14), lambda: stage.bind_queues(True),
-           "el exchange tiene colas otra vez")
-        stage.bind_queues(True)
-        at("confirm", stage.rng.randrange(3), stage.wire.cut,
-           "la conexión se corta: la confirmación no llega")
-        at("publish", stage.rng.randrange(3, 8), stage.wire.cut,
-           "la conexión se corta: lo enviado no llega")
-        stage.wait(bool, PUBLISHER_S, "espera a que el programa termine")
-    except ProgramEnded:  # as it should, in the end
-        stage.wire.release()
-    if not first.caught.is_set():
+    between = stage.rng.randrange
+    if not catch("publish", between(10, 20), "el exchange se queda sin colas"):
         raise NeverConsumed
+    stage.bind_queues(False)
+    catch("publish", between(8, 14), "el exchange tiene colas otra vez")
+    stage.bind_queues(True)
+    for kind, skip, words in (("publish", between(3, 8), "lo enviado no llega"),
+                              ("confirm", between(3), "la confirmación no llega")):
+        if catch(kind, skip, f"la conexión se corta: {words}"):
+            stage.note("cut", f"la conexión se corta: {words}")
+            stage.wire.cut()
+    stage.wire.release()
+    with suppress(ProgramEnded):  # as it should, in the end
+        stage.wait(bool, PUBLISHER_S, "espera a que el programa termine")
 
 
 # The order in which they are shown: what may be the reason of another comes first.

@@ -95,8 +95,11 @@ class Wire:
 
     def catch(self, kind: str, skip: int = 0, then: Callable[[], None] | None = None) -> Trap:
         """Stop the traffic at the frame of this kind after `skip` of them, until release() or
-        cut(). then: called at once; the frame is forwarded afterwards."""
-        self._trap = Trap(kind, skip, then)
+        cut(). then: called at once; the frame is forwarded afterwards. What an earlier trap holds
+        passes, up to this one."""
+        earlier, self._trap = self._trap, Trap(kind, skip, then)
+        if earlier:
+            earlier.released.set()
         return self._trap
 
     def release(self) -> None:
