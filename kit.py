@@ -102,7 +102,7 @@ def parser():
     broker = add("broker", "un broker para las terminales de la clase")
     broker.add_argument("action", choices=("up", "down", "status"), metavar="up|down|status",
                         help="arrancarlo, pararlo o ver cómo está")
-    grade = add("grade", "califica un programa de los retos (retos/README.md) mientras todo falla")
+    grade = add("grade", "califica un programa de los retos (carpeta retos) mientras todo falla")
     grade.add_argument("file", nargs="?", type=Path, metavar="ARCHIVO.py", help="el programa")
     grade.add_argument("--command", dest="program", metavar="ORDEN",
                        help='en vez de un archivo: un programa en cualquier lenguaje, como'
