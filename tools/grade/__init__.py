@@ -129,7 +129,8 @@ def show(result: dict[str, Any]) -> None:
         elif holds is None:
             console.print_line(f"  · {RULES[rule]}: sin juzgar")
         else:
-            console.print_line(f"  ✘ {RULES[rule]}: {result['broken'][rule]['detail']}", "error")
+            text = f"  ✘ {RULES[rule]}: {result['broken'][rule]['detail']}"
+            console.print_line(textwrap.fill(text, WIDTH, subsequent_indent="    "), "error")
     if result["history"]:
         [event] = next(iter(result["broken"].values()))["events"][:1] or [""]
         _print_block(f"Qué pasó con el evento {console.short(event)}:" if event else "Qué pasó:",

@@ -111,7 +111,7 @@ def _consumer(stage: Stage) -> Iterator[Broken]:
         yield Broken("ended", f"el proceso {stage.program.number} terminó con código {code}",
                      hint=_why_ended(stage))
     if not stage.topology_is_intact():
-        yield Broken("queue", f"{QUEUE}, {exchange.DEAD_LETTER_QUEUE} o su enlace cambiaron")
+        yield Broken("queue", "una cambió o falta")
     elif QUEUE not in stage.sources:
         yield Broken("queue", f"de {QUEUE} no tomó nada")
     left = {queue: [stage.id_of(body) or "?" for body in stage.drain(queue)]
