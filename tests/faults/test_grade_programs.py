@@ -12,6 +12,7 @@ from tests.grade.programs import (
     COUNTS_A_MULTIPLE_ACK_ONCE,
     HOSTILE,
     NUMBERS,
+    SIMILAR,
     STARTER_FAILS,
     WRONG,
     changed,
@@ -27,7 +28,7 @@ by_seed = pytest.mark.parametrize("seed", range(1, SEEDS + 1))
 
 
 @by_seed
-@pytest.mark.parametrize("number", NUMBERS if SEEDS > 1 else (1, 2, 3, 6, 7))
+@pytest.mark.parametrize("number", NUMBERS if SEEDS > 1 else (2, 3, 6, 7))
 def test_a_solution_passes(number, seed, fault_node, tmp_path):
     fault_node.start()
     result = judged(fault_node, solution(number), number, tmp_path, seed)
@@ -35,7 +36,7 @@ def test_a_solution_passes(number, seed, fault_node, tmp_path):
 
 
 @by_seed
-@pytest.mark.parametrize("number", (1, 2, 3, 4, 5, 7) if SEEDS > 1 else (3, 5))
+@pytest.mark.parametrize("number", (1, 2, 3, 4, 5, 7) if SEEDS > 1 else (3,))
 def test_the_kits_own_consumer_passes_as_it_is_or_with_one_call(number, seed, fault_node,
                                                                 tmp_path):
     fault_node.start()
@@ -57,7 +58,7 @@ def test_a_starter_breaks_the_rule_it_is_meant_to_and_no_other(number, seed, fau
 
 
 @by_seed
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", [name for name in WRONG if SEEDS > 1 or name not in SIMILAR])
 def test_a_wrong_program_is_caught_with_the_right_rule(name, seed, fault_node, tmp_path):
     fault_node.start()
     number, rule, changes = WRONG[name]

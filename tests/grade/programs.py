@@ -153,6 +153,9 @@ WRONG: dict[str, tuple[int, str, Changes]] = {
         " body))\n    if method is None:\n        return\n"),)),
 }
 
+# Slow, and much like another: only with KIT_SEEDS.
+SIMILAR = {"forgets the ack", "no ack for a duplicate", "skips what is redelivered"}
+
 # SelectConnection: the events are under way together, and one ack answers for several.
 COUNTS_A_MULTIPLE_ACK_ONCE = '''
 import json, os, uuid
