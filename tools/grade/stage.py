@@ -36,6 +36,7 @@ RETRY_DELAYS = "1,2,4"
 USER = PASSWORD = "alumno"  # without management rights: it cannot reach the judge's own queue
 POLL_S = 0.05
 GLANCE_S = 0.0003
+SENDS = 10  # tries
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
 BROKER_S = 30
@@ -276,10 +277,19 @@ class Stage:
                 self.pause(pace_s, "publica eventos")
 
     def _send(self, event: Event) -> None:
-        channel = self.channel()
-        channel.basic_publish(exchange.EXCHANGE, "", event.body, pika.BasicProperties(
+        """A nack comes when a queue of the program's own is being deleted: again, as a publisher
+        does. Raises NackError if it does not help."""
+        properties = pika.BasicProperties(
             content_type="application/cloudevents+json", message_id=event.id,
-            type=events.USER_CREATED, delivery_mode=2), mandatory=True)
+            type=events.USER_CREATED, delivery_mode=2)
+        for tries_left in reversed(range(SENDS)):
+            try:
+                return self.channel().basic_publish(exchange.EXCHANGE, "", event.body, properties,
+                                                    mandatory=True)
+            except pika.exceptions.NackError:
+                if not tries_left:
+                    raise
+                time.sleep(POLL_S)
 
     # ------------------------------------------------------------ the broker
 
