@@ -215,6 +215,8 @@ while True:
     "deletes the queues in its first event": (changed(solution(1), ((ACK, """
     for queue in ("loyalty_queue", "dead_letter_queue"):
         channel.queue_delete(queue)
+    channel.exchange_delete("user_events")
+    time.sleep(1000)
 """),)), "invalid", "queue"),
 }
 

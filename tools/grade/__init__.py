@@ -9,11 +9,10 @@ import signal
 import sys
 import tempfile
 import textwrap
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from common import cli, console
 from tools import broker
@@ -95,8 +94,12 @@ def grade(node: Node, command: list[str] | str, number: int, seed: int, cwd: Pat
         Stage(node, command, Path(work), cwd, seed, MOST_CALLS, {"COUNT": str(COUNT)}) as stage,
     ):
         try:
-            with suppress(ProgramEnded):
+            try:
                 challenge.acts(stage)
+            except ProgramEnded:
+                pass
+            except (UnroutableError, ChannelClosedByBroker):  # it deleted what the judge declared
+                stage.late = True
             rules = judge(stage, challenge)
             if stage.late and not any(isinstance(rule, Broken) for rule in rules.values()):
                 trouble = "no dio tiempo: este equipo está muy ocupado; califica otra vez"
