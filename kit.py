@@ -4,6 +4,7 @@
     python3 kit.py test --yes       the tests, on private brokers; --faults adds the fault tests
     python3 kit.py bench --yes      the kit's speed, compared with other libraries
     python3 kit.py broker up        a broker for the terminals of the class
+    python3 kit.py grade FILE.py    judge a student's program while things break (retos/)
     python3 kit.py doctor           what this machine lacks
 
 Standard library only. An old Python 3 must be able to parse this file, to print that it is too old.
@@ -42,6 +43,10 @@ def main(argv=None):
     if arguments.command == "bench":
         from benchmarks import bench
         return bench.main(arguments.parts, arguments.rounds, arguments.quick, arguments.out,
+                          arguments.yes)
+    if arguments.command == "grade":
+        from tools import grade
+        return grade.main(arguments.file, arguments.program, arguments.challenge, arguments.seed,
                           arguments.yes)
     from tools import service
     actions = {"up": service.up, "down": service.down, "status": service.status}
@@ -87,7 +92,7 @@ def parser():
                       help="todas las líneas de los scripts y todas las comprobaciones")
     test = add("test", "las pruebas, en brokers privados; detrás de -- van opciones de pytest")
     test.add_argument("--faults", action="store_true",
-                      help="también los fallos de tests/faults: un cuarto de hora más")
+                      help="también los fallos de tests/faults: unos veinte minutos más")
     bench = add("bench", "el kit al lado de otras bibliotecas, medido en un broker privado")
     bench.add_argument("parts", nargs="*", metavar="PARTE",
                        help=BENCH_PARTS + "; por defecto todas, unos veinte minutos")
@@ -100,6 +105,17 @@ def parser():
     broker = add("broker", "un broker para las terminales de la clase")
     broker.add_argument("action", choices=("up", "down", "status"), metavar="up|down|status",
                         help="arrancarlo, pararlo o ver cómo está")
+    grade = add("grade", "califica un programa de los retos (carpeta retos) mientras todo falla")
+    grade.add_argument("file", nargs="?", type=Path, metavar="ARCHIVO.py", help="el programa")
+    grade.add_argument("--command", dest="program", metavar="ORDEN",
+                       help='en vez de un archivo: un programa en cualquier lenguaje, como'
+                            ' "node consumer.js"')
+    grade.add_argument("--challenge", type=cli.whole(1, 7), action="append", metavar="N",
+                       help="qué reto, de 1 a 7; se puede repetir (por defecto, el del nombre del"
+                            " archivo; si no lo dice, 1, 2, 4 y 5)")
+    grade.add_argument("--seed", type=cli.whole(0, 10**9), metavar="N",
+                       help="repite una calificación con sus mismos eventos y fallos")
+    grade.add_argument("--json", action="store_true", help="el veredicto, como un JSON por línea")
     add("doctor", "qué falta en este equipo y qué hacer; no cambia nada", yes=None)
     return kit
 

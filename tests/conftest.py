@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
 PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
-LONGEST = ("test_lab.py", "test_restarts.py")
+LONGEST = ("test_grade_programs.py", "test_lab.py", "test_restarts.py")
 own_parts: set[str] = set()  # taken by this pytest, of those that run at once
 
 
@@ -70,8 +70,9 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 def part_of(item) -> str:
-    """What one pytest runs: a file, or all of tests/faults, one after the other."""
-    return "faults" if item.path.parent.name == "faults" else item.path.name
+    """What one pytest runs: a file, or what is about time in tests/faults, one after the other."""
+    name = item.path.name
+    return "faults" if item.path.parent.name == "faults" and name not in LONGEST else name
 
 
 @pytest.fixture(scope="session")

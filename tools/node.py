@@ -314,10 +314,11 @@ def kept_node() -> Node | None:
 
 
 @contextmanager
-def new_node(folder: Path) -> Iterator[Node]:
+def new_node(folder: Path, configuration: str = "") -> Iterator[Node]:
     """Yield a started node; on other ports if a program takes one between choice and start."""
     for last in (*[False] * OTHER_PORTS, True):
-        with Node(folder) as node:  # its end deletes the folder, and with it the choice of ports
+        # Its end deletes the folder, and with it the choice of ports.
+        with Node(folder, configuration=configuration) as node:
             try:
                 node.start()
             except PortTaken:

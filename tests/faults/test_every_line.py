@@ -183,7 +183,7 @@ def drain(kit, name: str, done: set[str], dead: set[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def lines_of(fault_node, tmp_path_factory):
+def lines_of(mortal_node, tmp_path_factory):
     """Return a function of a scenario: its lines, and how often each is executed.
 
     Other scenarios do not repeat the lines of the first that are executed on import, and other
@@ -191,9 +191,9 @@ def lines_of(fault_node, tmp_path_factory):
     """
     @cache
     def executed(name: str) -> list[tuple[list, int]]:
-        fault_node.start()
+        mortal_node.start()
         folder = tmp_path_factory.mktemp("lines")
-        with OneChannel.new(fault_node, folder) as kit:
+        with OneChannel.new(mortal_node, folder) as kit:
             SCENARIOS[name](kit, partial(run_one, kit, {"list": str(folder / "lines.json")}))
         lines = json.loads((folder / "lines.json").read_text(encoding="utf-8"))
         repeated = [] if name == "loyalty" else [
@@ -204,13 +204,13 @@ def lines_of(fault_node, tmp_path_factory):
 
 
 @pytest.fixture
-def search(fault_node, tmp_path, capsys):
+def search(mortal_node, tmp_path, capsys):
     """Return a function that takes the account after each of some orders, and counts exit codes.
 
     find(name, rng): lists of orders; each list has one account. sample: how many of them are drawn.
     """
     def in_parallel(names, find, codes: set[int], sample: int, idle: str = IDLE_S) -> Counter:
-        fault_node.start()
+        mortal_node.start()
         seed = int(os.environ.get("KIT_SEED") or random.randrange(2**32))
         rng, wanted = random.Random(seed), os.environ.get("KIT_LINES", sample)
         found = [(name, orders) for name in names for orders in find(name, rng)]
@@ -220,7 +220,7 @@ def search(fault_node, tmp_path, capsys):
         def take(number: int) -> str:
             name, orders = drawn[number]
             try:
-                with OneChannel.new(fault_node, tmp_path / str(number), idle) as kit:
+                with OneChannel.new(mortal_node, tmp_path / str(number), idle) as kit:
                     SCENARIOS[name](kit, partial(run_each, kit, orders))
                     ends.update(kit.ends)
                     doubled.extend([name] * kit.doubled)
