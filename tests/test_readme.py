@@ -81,7 +81,7 @@ def option_tables(page: str) -> dict[str, list[list[str]]]:
 def help_of(script: str) -> str:
     subcommands = [[]]
     if script == "kit.py":
-        subcommands = [["demo"], ["test"], ["bench"], ["broker"], ["doctor"]]
+        subcommands = [["demo"], ["test"], ["bench"], ["broker"], ["grade"], ["doctor"]]
     kit = Kit("", ROOT / "state")  # it needs neither
     return "".join(kit.call_ok(script, *subcommand, "--help").stdout for subcommand in subcommands)
 
