@@ -129,6 +129,7 @@ def peak_mb(bench: Bench, *command: object) -> float:
 def letters(bench: Bench) -> dict:
     """Many dead letters, while another terminal watches them: counted, exported, replayed."""
     count = max(LETTERS * bench.events // EVENTS, 100)
+    bench.purge("loyalty_queue", "dead_letter_queue")
     fill_dead_letters(bench, count)
     view = bench.start(DEAD, "--json")
     out = bench.folder / "fallidos.jsonl"

@@ -121,8 +121,7 @@ def test_it_prints_the_tree_with_depths_and_consumers(kit):
     assert "└─ analytics_queue listos: 1 consumidores: 0" in lines
     assert lines[-2] == "dead_letter_queue listos: 2 consumidores: 0"
     assert len(lines) == 2 + len(ALL)
-    assert lines[-1] == ("Sin ack: no se sabe; la API de gestión no responde en http://127.0.0.1:9"
-                         " (RABBITMQ_MANAGEMENT_URL).")
+    assert lines[-1] == "Sin ack: no se sabe; http://127.0.0.1:9 no responde (--management-url)."
 
 
 def test_an_event_without_an_ack_is_shown_where_the_management_api_answers(kit, shared_node):

@@ -33,7 +33,7 @@ FILLS = {"1;38;5;28": "#5fd787", "1;38;5;130": "#ffaf5f", "1;38;5;196": "#ff8787
 class Screen:
     """A script on a terminal of its own; `lines` is what it shows now."""
 
-    def __init__(self, url: str, state: Path, command: str):
+    def __init__(self, broker: dict[str, str], state: Path, command: str):
         import pty  # not available on Windows
 
         self.command = command
@@ -41,7 +41,7 @@ class Screen:
         self._reading, terminal = pty.openpty()
         script, *arguments = command.split()
         environment = os.environ | DEFAULTS | {
-            "RABBITMQ_URL": url, "STATE_DIR": str(state), "COLUMNS": str(COLUMNS),
+            **broker, "STATE_DIR": str(state), "COLUMNS": str(COLUMNS),
             "LINES": str(ROWS), "TERM": "xterm-256color", "PYTHONUTF8": "1"}
         environment.pop("NO_COLOR", None)
         self._process = subprocess.Popen(
@@ -88,14 +88,14 @@ class Screen:
 class Scene:
     """Screens on one broker; on exit all are closed."""
 
-    def __init__(self, url: str):
-        self._url = url
+    def __init__(self, broker: dict[str, str]):
+        self._broker = broker
         self._folder = tempfile.TemporaryDirectory(prefix="kit-pictures-")
         self._screens: list[Screen] = []
 
     def start(self, command: str, words: str) -> Screen:
         """Start a script and wait until it shows the words."""
-        self._screens.append(Screen(self._url, Path(self._folder.name), command))
+        self._screens.append(Screen(self._broker, Path(self._folder.name), command))
         self._screens[-1].wait_for(words)
         return self._screens[-1]
 
@@ -111,8 +111,8 @@ class Scene:
         self._folder.cleanup()
 
 
-def two_consumers(url: str) -> list[tuple[str, list[str]]]:
-    with Scene(url) as scene:
+def two_consumers(broker: dict[str, str]) -> list[tuple[str, list[str]]]:
+    with Scene(broker) as scene:
         screens = [scene.start(f"{name}_consumer_simple.py", "escucha")
                    for name in ("email", "loyalty")]
         for name in ("Juan", "Ana", "Zoe"):
@@ -124,9 +124,9 @@ def two_consumers(url: str) -> list[tuple[str, list[str]]]:
                 for number, screen in enumerate(screens, start=1)]
 
 
-def flow(url: str) -> list[tuple[str, list[str]]]:
+def flow(broker: dict[str, str]) -> list[tuple[str, list[str]]]:
     """Events that wait for a consumer, retries under way, dead letters."""
-    with Scene(url) as scene:
+    with Scene(broker) as scene:
         scene.run("setup_queues.py")
         for name in ("email", "loyalty"):
             scene.start(f"{name}_consumer_simple.py", "escucha")
@@ -135,7 +135,7 @@ def flow(url: str) -> list[tuple[str, list[str]]]:
         scene.run("simulate_fail_publisher.py --consumer email --count 5")
         screen.wait_for(r"retry\.30s +5 .*vuelve")
         scene.run("simulate_fail_publisher.py --consumer email --count 3")
-        screen.wait_for(r"retry\.5s +3 .*vuelve")
+        screen.wait_for(r"retry\.5s +3 +0 .*vuelve")
         return [("python setup_queues.py --watch", screen.lines)]
 
 
@@ -169,16 +169,17 @@ def _line(line: str, y: int) -> str:
     return shown
 
 
-def make(url: str, folder: Path) -> None:
+def make(url: str, management_url: str, folder: Path) -> None:
     """Write the pictures; the queues at `url` must not exist yet."""
+    broker = {"RABBITMQ_URL": url, "RABBITMQ_MANAGEMENT_URL": management_url}
     for name, scene in (("terminales.svg", two_consumers), ("watch.svg", flow)):
-        (folder / name).write_text(svg(scene(url)), encoding="utf-8")
+        (folder / name).write_text(svg(scene(broker)), encoding="utf-8")
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kit-node-") as folder, Node(Path(folder)) as node:
         node.start()
-        make(node.url, ROOT / "docs")
+        make(node.url, node.management_url, ROOT / "docs")
     console.print_line("docs/terminales.svg, docs/watch.svg", "ok")
     return cli.EXIT_OK
 

@@ -40,10 +40,8 @@ class Management:
                 self.problem = ""
                 return {queue["name"]: queue.get("messages_unacknowledged") for queue in answer}
             except Exception as error:  # whatever it is that answers there
-                why = (f"no la abre a este usuario ({error.code})" if isinstance(error, HTTPError)
-                       else "no responde")
-                self.problem = (f"Sin ack: no se sabe; la API de gestión {why} en {address}"
-                                " (RABBITMQ_MANAGEMENT_URL).")
+                why = f"da {error.code}" if isinstance(error, HTTPError) else "no responde"
+                self.problem = f"Sin ack: no se sabe; {address} {why} (--management-url)."
         self._ask_at = time.monotonic() + ASK_AGAIN_S
         return {}
 
