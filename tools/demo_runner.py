@@ -107,8 +107,8 @@ class DemoRunner:
         """Begin an act, after a pause."""
         if self._acts and self._pauses:
             _forget_what_was_typed()
-            console.print_line("\nEnter: el acto siguiente. Ctrl-C: terminar. ", end="")
             try:
+                console.print_line("\nEnter: el acto siguiente. Ctrl-C: terminar. ", end="")
                 sys.stdin.readline()
             except KeyboardInterrupt:
                 console.print_line("")  # after the terminal's ^C
