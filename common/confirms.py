@@ -18,15 +18,15 @@ from common.patches import one_write
 
 WINDOW = 1000  # messages without an answer, at most
 AGAIN_S = 0.5
-MAX_NACKS = 20  # of one message: perhaps only this channel refuses it (docs/facts.md, broker 24)
-CONFIRM_TIMEOUT_S = 10  # older: a new connection (docs/facts.md, broker 13)
+CONFIRM_TIMEOUT_S = 10  # without an ack, a new connection: the broker is silent, or it refuses
+# what only this channel cannot publish (docs/facts.md, broker 13 and 24)
 
 ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """sent_at: of time.monotonic()."""
+    """sent_at: of time.monotonic(), for the first time."""
 
     id: str
     exchange: str
@@ -35,7 +35,7 @@ class Message:
     properties: pika.BasicProperties
     mandatory: bool
     sent_at: float = 0.0
-    nacks: int = 0
+    nacked: bool = False
     returned: bool = False
 
 
@@ -54,7 +54,7 @@ class Publisher:
         self._channel: Any = None
         self._waiting: deque[Message] = deque()
         self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
-        self._last_tag = 0
+        self._last_tag, self._open_since = 0, 0.0
         io.call(self._watch)
 
     def send(self, messages: list[Message]) -> None:
@@ -81,7 +81,8 @@ class Publisher:
                 message = self._waiting.popleft()
                 if not self._is_wanted(message):
                     continue
-                message.sent_at, message.returned = time.monotonic(), False
+                message.sent_at = message.sent_at or time.monotonic()
+                message.returned = False
                 self._last_tag += 1
                 self._unconfirmed[self._last_tag] = message
                 self._channel.basic_publish(message.exchange, message.routing_key, message.body,
@@ -95,7 +96,7 @@ class Publisher:
 
     def _ready(self, channel) -> None:
         if channel is self.link.channel:
-            self._channel, self._last_tag = channel, 0
+            self._channel, self._last_tag, self._open_since = channel, 0, time.monotonic()
             self.link.healthy()
             self._pump()
 
@@ -117,10 +118,10 @@ class Publisher:
         messages = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         if isinstance(method, pika.spec.Basic.Nack):
             for message in messages:
-                message.nacks += 1
+                message.nacked = True
             self._on_answers([(message, NACK) for message in messages])
-            if any(message.nacks % MAX_NACKS == 0 for message in messages):
-                self.link.restart(f"el broker rechazó un mensaje {MAX_NACKS} veces")
+            if any(self._is_late(message) for message in messages):
+                self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
         else:
             self._on_answers([(message, RETURN if message.returned else ACK)
                               for message in messages])
@@ -133,8 +134,12 @@ class Publisher:
 
     def _watch(self) -> None:
         """A broker that is silent gets a new connection; an alarm is no silence."""
-        oldest = next(iter(self._unconfirmed.values()), None)
-        if oldest and not self.link.blocked and (
-                time.monotonic() - oldest.sent_at > CONFIRM_TIMEOUT_S):
+        if self.link.blocked:
+            self._open_since = time.monotonic()
+        elif any(self._is_late(message) for message in self._unconfirmed.values()):
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
         self._ioloop.call_later(1, self._watch)
+
+    def _is_late(self, message: Message) -> bool:
+        since = max(message.sent_at, self._open_since)
+        return time.monotonic() - since > CONFIRM_TIMEOUT_S

@@ -5,6 +5,8 @@ Source: https://www.sqlite.org/pragma.html#pragma_synchronous
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common import console
@@ -64,6 +66,15 @@ def problem(path: Path, error: BaseException) -> BaseException:
         if sign in str(error).lower():
             return StateError(f"No se puede usar {path}: {advice} y arranca de nuevo. {COMFORT}")
     return error
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Raise a StateError for what SQLite raises."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise problem(path, error) from None
 
 
 def undone(path: Path, error: BaseException | None) -> BaseException:

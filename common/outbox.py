@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from common.database import open_database, problem
+from common.database import named, open_database, problem
 from common.events import Event, decode
+
+TABLE = """PRAGMA busy_timeout = 10000; CREATE TABLE IF NOT EXISTS unconfirmed
+    (event_id TEXT UNIQUE NOT NULL, body BLOB NOT NULL);"""
 
 
 class Outbox:
@@ -15,9 +18,7 @@ class Outbox:
 
     def __init__(self, state_dir: Path):
         self.path = state_dir / "publisher.db"
-        self.db = open_database(self.path, "CREATE TABLE IF NOT EXISTS unconfirmed"
-                                " (event_id TEXT UNIQUE NOT NULL, body BLOB NOT NULL);")
-        self.db.execute("PRAGMA busy_timeout = 10000")
+        self.db = open_database(self.path, TABLE)
 
     def write(self, events: Iterable[tuple[str, bytes]], confirmed: Iterable[str] = ()) -> None:
         """In one transaction, add events, as (id, body), and remove the ids that have an ack."""
@@ -32,10 +33,11 @@ class Outbox:
             raise problem(self.path, error) from None
 
     def count(self) -> int:
-        return self.db.execute("SELECT count(*) FROM unconfirmed").fetchone()[0]
+        with named(self.path):
+            return self.db.execute("SELECT count(*) FROM unconfirmed").fetchone()[0]
 
     def left(self) -> Iterator[Event]:
         """The events that are there now, oldest first, with the bytes that were written."""
-        with closing(sqlite3.connect(self.path)) as snapshot:  # later changes do not show in it
+        with named(self.path), closing(sqlite3.connect(self.path)) as snapshot:
             for [body] in snapshot.execute("SELECT body FROM unconfirmed ORDER BY rowid"):
-                yield decode(body)._replace(body=body)
+                yield decode(body)._replace(body=body)  # what is written later is not among them

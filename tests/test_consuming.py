@@ -28,7 +28,8 @@ def after_a_reconnect(kit, node):
             consumer.queue_declare(QUEUE)
             loop = consumer.basic_consume(QUEUE, prefetch_count=EVENTS)
             begun = next(loop)
-            wait_until(lambda: len(in_memory()) == EVENTS, "all events to be prefetched")
+            wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched",
+                       lambda: f"{len(in_memory(kit))} are")
             reconnect(kit, node)
             yield consumer, loop, begun
             loop.close()
@@ -39,20 +40,23 @@ def after_a_reconnect(kit, node):
 
 def reconnect(kit, node) -> None:
     """Have the broker close the connections; wait until all events are prefetched on a new one."""
-    before = {id(one.channel) for one in in_memory()}
+    before = {id(one.channel) for one in in_memory(kit)}
     node.ctl("close_all_connections", "-p", kit.url.rpartition("/")[2], "a test")
-    wait_until(lambda: len([one for one in in_memory() if id(one.channel) not in before]) == EVENTS,
-               "all events to be prefetched again")
+    wait_until(lambda: EVENTS == len(
+        [one for one in in_memory(kit) if id(one.channel) not in before]),
+        "all events to be prefetched again", lambda: f"{len(in_memory(kit))} in all")
 
 
-def in_memory() -> list[Delivery]:
-    gc.collect()  # what other tests have left
-    return [one for one in gc.get_objects() if isinstance(one, Delivery)]
+def in_memory(kit) -> list[Delivery]:
+    """What came from the virtual host of this test, and not from that of another."""
+    gc.collect()
+    return [one for one in gc.get_objects() if isinstance(one, Delivery)
+            and kit.url.endswith("/" + one.channel.connection.params.virtual_host)]
 
 
 def test_events_prefetched_on_a_lost_connection_leave_the_memory(kit, shared_node):
     with after_a_reconnect(kit, shared_node) as (_, _, begun):
-        assert [one for one in in_memory() if not one.redelivered] == [begun]
+        assert [one for one in in_memory(kit) if not one.redelivered] == [begun]
 
 
 def test_an_ack_for_a_lost_connection_is_not_sent_on_the_next_one(kit, shared_node):

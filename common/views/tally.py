@@ -71,7 +71,7 @@ class Tally:
         if self.channel:
             late, open_ = self.channel.late, self.channel.unanswered.values()
             confirmed, returned = confirmed + late[ACK], returned + late[RETURN]
-            refused = late[NACK] + sum(message.nacks > 0 for message in open_)
+            refused = late[NACK] + sum(message.nacked for message in open_)
             silent += late[NACK] + len(open_) - refused
         unconfirmed = returned + refused + silent
         total = self.counts["sent"] + confirmed + unconfirmed
