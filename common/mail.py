@@ -4,6 +4,7 @@ A failure is the moment's (retry), the message's (dead letter) or the settings' 
 Source: https://www.rfc-editor.org/rfc/rfc5321#section-4.2.1 (4yz, 5yz), RFC 4954
 """
 
+import base64
 import binascii
 import email
 import email.policy
@@ -13,7 +14,6 @@ import ssl
 import threading
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from email.header import Header
 from email.utils import format_datetime
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +23,7 @@ from common.database import COMFORT
 from common.events import EMAIL, Event
 from common.patches import smtp_host
 from common.problems import describe
-from common.retry import PermanentError
+from common.retry import PermanentError, cut
 
 SENDER = "bienvenida@ecomarket.example"
 TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!\n"
@@ -37,22 +37,28 @@ class MailNotSent(Exception):
 
 
 def welcome(event: Event, smtp_url: str = "") -> bytes:
-    """A complete RFC 5322 message, the same bytes for the same event.
-
-    The name is encoded as a whole, so that the address behind it stays the only recipient;
-    EmailMessage takes a name apart when it folds a line (github.com/python/cpython/issues/121284).
-    """
-    recipient = Header(event.nombre, "utf-8", header_name="To")
-    recipient.append(f"<{event.email}>", "us-ascii")
-    subject = Header(f"Te damos la bienvenida, {event.nombre}", "utf-8", header_name="Subject")
-    made_at = datetime.strptime(event.time[:19].upper(), "%Y-%m-%dT%H:%M:%S")
-    head = (f"From: Ecomarket <{sender(smtp_url)}>\nTo: {recipient.encode()}\n"
-            f"Subject: {subject.encode()}\nDate: {format_datetime(made_at)}\n"
+    """A complete RFC 5322 message, the same bytes for the same event."""
+    subject = encoded_words(f"Te damos la bienvenida, {event.nombre}")
+    made_at = datetime.fromisoformat(event.time[:19].upper())
+    head = (f"From: Ecomarket <{sender(smtp_url)}>\n"
+            f"To: {encoded_words(event.nombre)}\n <{event.email}>\n"
+            f"Subject: {subject}\nDate: {format_datetime(made_at)}\n"
             f"Message-ID: <{event.id}@ecomarket.example>\nMIME-Version: 1.0\n"
             "Content-Type: text/plain; charset=\"utf-8\"\n"
             "Content-Transfer-Encoding: quoted-printable\n\n")
     body = binascii.b2a_qp(TEXT.format(nombre=event.nombre).encode(), istext=True)
     return (head.encode("ascii") + body).replace(b"\n", b"\r\n")
+
+
+def encoded_words(text: str) -> str:
+    """RFC 2047, in lines of at most 76: nothing of a name is read as an address. (EmailMessage
+    takes a name apart when it folds a line: github.com/python/cpython/issues/121284.)"""
+    words = []
+    while text:
+        word = cut(text, 39)
+        words.append(f"=?utf-8?b?{base64.b64encode(word.encode()).decode()}?=")
+        text = text[len(word):]
+    return "\n ".join(words)
 
 
 def as_text(message: bytes) -> list[str]:
