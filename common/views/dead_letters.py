@@ -19,9 +19,11 @@ from common import console
 from common.config import Settings
 from common.events import Event, MalformedEvent, decode, now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, dead_letter_arguments
+from common.patches import one_write
 from common.retry import EDITED, attempt_of, journey_of, replays_of
 
 WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch
+ACKS = 100  # in one write
 POLL_S = 0.05
 PATIENCE_S = 2  # for what another consumer holds: it may return
 ALONE_PATIENCE_S = 0.3  # when there is no other
@@ -148,9 +150,9 @@ class DeadLetters:
 
     def __init__(self, connection, wait: bool = True):
         self._connection, self._wait, self.later = connection, wait, 0
-        self.sleep = connection.sleep
         self.on_idle: Callable = bool
         self._inbox: deque[DeadLetter] = deque()
+        self._acked: list[int] = []  # tags; not written yet
         self._room = self._received = 0  # room: how many more come before one has an ack
 
     def __enter__(self):
@@ -160,6 +162,7 @@ class DeadLetters:
 
     def __exit__(self, *_) -> None:
         if self._channel.is_open:
+            self._write_acks()
             for tag in self._channel.consumer_tags:
                 self._channel.basic_cancel(tag)
             self._channel.basic_nack(0, multiple=True, requeue=True)
@@ -168,9 +171,15 @@ class DeadLetters:
             self._turn.queue_delete(TURN)
 
     def basic_ack(self, found: DeadLetter) -> None:
-        """Remove it."""
-        self._channel.basic_ack(found.tag)
+        """Remove it, with a few others."""
+        self._acked.append(found.tag)
         self._room += 1
+        if len(self._acked) == ACKS:
+            self._write_acks()
+
+    def sleep(self, seconds: float) -> None:
+        self._write_acks()
+        self._connection.sleep(seconds)
 
     def __iter__(self) -> Iterator[DeadLetter]:
         if not self._turn:
@@ -185,6 +194,7 @@ class DeadLetters:
             self._connection.process_data_events(POLL_S)
             if not self._inbox:
                 self.on_idle()
+                self._write_acks()
             while self._inbox:
                 found = self._inbox.popleft()
                 if started_at < found.failed_at <= now():
@@ -199,6 +209,11 @@ class DeadLetters:
                 if not self._inbox and (self.later > later or not ready):
                     return
                 moment, later = time.monotonic(), self.later
+
+    def _write_acks(self) -> None:
+        with one_write(self._connection):
+            while self._acked:
+                self._channel.basic_ack(self._acked.pop())
 
     def _look(self):
         return self._channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method

@@ -12,6 +12,8 @@ from common.config import KitError
 from common.events import MalformedEvent, decode
 from common.views.dead_letters import DeadLetter
 
+_to_json = json.JSONEncoder(default=str, ensure_ascii=False).encode
+
 
 class ExportError(KitError):
     """The file cannot be written, or it is there already."""
@@ -43,7 +45,7 @@ def write(target: Path, letters: Iterable[DeadLetter]) -> int:
     try:
         with draft.open("w", encoding="utf-8") as file:
             for found in letters:
-                file.write(json.dumps(found.as_json(), default=str, ensure_ascii=False) + "\n")
+                file.write(_to_json(found.as_json()) + "\n")
                 number += 1
         draft.replace(target)
     except OSError as error:
