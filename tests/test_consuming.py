@@ -42,9 +42,11 @@ def reconnect(kit, node) -> None:
     """Have the broker close the connections; wait until all events are prefetched on a new one."""
     before = {id(one.channel) for one in in_memory(kit)}
     node.ctl("close_all_connections", "-p", kit.url.rpartition("/")[2], "a test")
-    wait_until(lambda: EVENTS == len(
-        [one for one in in_memory(kit) if id(one.channel) not in before]),
-        "all events to be prefetched again", lambda: f"{len(in_memory(kit))} in all")
+
+    def again() -> list[Delivery]:
+        return [one for one in in_memory(kit) if id(one.channel) not in before]
+    wait_until(lambda: len(again()) == EVENTS, "all events to be prefetched again",
+               lambda: f"{len(again())} are, of {len(in_memory(kit))}")
 
 
 def in_memory(kit) -> list[Delivery]:
