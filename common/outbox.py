@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from common.database import named, open_database, problem
+from common.database import named, open_database
 from common.events import Event, decode
 
 TABLE = """PRAGMA busy_timeout = 10000; CREATE TABLE IF NOT EXISTS unconfirmed
@@ -22,15 +22,10 @@ class Outbox:
 
     def write(self, events: Iterable[tuple[str, bytes]], confirmed: Iterable[str] = ()) -> None:
         """In one transaction, add events, as (id, body), and remove the ids that have an ack."""
-        try:
+        with named(self.path), self.db:  # commits, or rolls back
             self.db.execute("BEGIN IMMEDIATE")
             self.db.executemany("DELETE FROM unconfirmed WHERE event_id = ?", zip(confirmed))
             self.db.executemany("INSERT OR IGNORE INTO unconfirmed VALUES (?, ?)", events)
-            self.db.execute("COMMIT")
-        except BaseException as error:  # Ctrl-C, too
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            raise problem(self.path, error) from None
 
     def count(self) -> int:
         with named(self.path):
