@@ -1,17 +1,22 @@
 """A consumer dies at critical points, is very slow, or is stopped repeatedly."""
 
 import os
+import random
 import signal
 
 import pytest
 
-from common.exchange import CONSUMERS
+from common.events import encode, now, user_created
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
+from common.publishing import properties
+from common.retry import failed_copy
 from tests.conftest import wait_until
 from tests.faults import account
 from tests.faults.scene import SCRIPTS, confirmed
 
 STOPS = 12
 STOPS_OF_A_KIND = int(os.environ.get("KIT_STOPS", 8))  # 100 by hand
+DEAD_LETTERS, REPLAYS = "dead_letter_consumer.py", 8
 DUPLICATE = "duplicado, ya procesado"
 
 
@@ -117,3 +122,34 @@ def max_returns(kit, queue: str) -> int:
     return max((properties.headers.get(name, 0) for properties in found
                 if properties and properties.headers
                 for name in ("x-delivery-count", "x-acquired-count")), default=0)
+
+
+def test_a_replay_of_thousands_killed_at_any_moment_loses_and_doubles_nothing(scene):
+    ids = bury(scene, 3000)
+    view = scene.kit.start(DEAD_LETTERS, "--json")
+    view.wait_for('"id"')
+    for _ in range(REPLAYS):
+        replay = scene.kit.start(DEAD_LETTERS, "--replay", "--json")
+        replay.wait_for('"replayed"', count=random.randrange(1, 200))
+        replay.process.kill()
+    view.process.kill()
+    assert scene.kit.depth(CONSUMERS["loyalty"]) > 0
+    scene.kit.run_ok(DEAD_LETTERS, "--replay")
+    scene.kit.wait_for_depth(DEAD_LETTER_QUEUE, 0)
+    scene.consume("loyalty")
+    scene.wait_until_done(ids, "loyalty")
+    scene.kit.wait_for_depth(CONSUMERS["loyalty"], 0)
+    assert account.effects(scene.kit, "loyalty") == ids
+
+
+def bury(scene, count: int) -> set[str]:
+    """Publish dead letters of the loyalty consumer; their ids."""
+    scene.kit.run_ok("setup_queues.py")
+    made = [user_created("Juan", "juan@eco.com") for _ in range(count)]
+    with scene.kit.channel() as channel:
+        channel.confirm_delivery()
+        for one in made:
+            queue, copied = failed_copy(properties(one, 2), ValueError("x"), None, failed_at=now(),
+                                        consumer="loyalty", source_queue=CONSUMERS["loyalty"])
+            channel.basic_publish("", queue, encode(one), copied)
+    return {one.id for one in made}
