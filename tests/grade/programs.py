@@ -142,6 +142,14 @@ WRONG: dict[str, tuple[int, str, Changes]] = {
         '        __import__("time").sleep(0.5)', "        break"),)),
     "counts what is sent as confirmed": (6, "confirmed", (
         ("    channel.confirm_delivery()  # basic_publish waits for the broker's answer\n", ""),)),
+    "never asks, and says that it does not know": (6, "answers", (
+        ("    channel.confirm_delivery()  # basic_publish waits for the broker's answer\n", ""),
+        ('            outcome = "confirmed"\n', '            outcome = "unconfirmed"\n'))),
+    "says of what came back that it does not know": (6, "unroutable", (
+        ('"returned"', '"unconfirmed"'),)),
+    "falls over what comes back": (6, "answers", (
+        ("except pika.exceptions.UnroutableError:", "except ZeroDivisionError:"),
+        ("except pika.exceptions.AMQPError:", "except pika.exceptions.AMQPConnectionError:"))),
     "a new event id at every try": (6, "ids", ((
         "            channel = open_channel()",
         '            channel = open_channel()\n            event["id"] = str(uuid.uuid4())'),)),

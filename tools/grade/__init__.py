@@ -111,7 +111,8 @@ def grade(node: Node, command: list[str] | str, number: int, seed: int, cwd: Pat
         stage.program.end()
         broken = [result for result in rules.values() if isinstance(result, Broken)]
         first = broken[0] if broken else None
-        quotes = trouble or (first and first.rule == "ended")
+        quotes = trouble or (first and (first.hint or first.rule).startswith(
+            ("ended", "answers: died")))
         return {
             "challenge": number, "seed": seed, "reason": trouble,
             "verdict": "unknown" if trouble else "invalid" if broken else "valid",

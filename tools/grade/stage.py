@@ -447,6 +447,7 @@ class Stage:
             if self.wire.plain:  # else the wire has said so, at the very moment
                 self._note_delivery(bool(headers.get("redelivered")), event, self.now)
         else:
-            routed = ", ".join(map(str, headers.get("routed_queues") or ()))
+            routed = headers.get("routed_queues") or ()
+            where = f"{len(routed)} colas" if len(routed) > 1 else "".join(map(str, routed))
             self.note("copied" if routed else "unroutable", "publicado por el programa; "
-                      + (f"llega a {routed}" if routed else "no llega a ninguna cola"), event)
+                      + (f"llega a {where}" if routed else "no llega a ninguna cola"), event)

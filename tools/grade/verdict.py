@@ -1,5 +1,6 @@
 """The rules of the challenges: which the program broke, with which event, and why that may be."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -49,6 +50,8 @@ HINTS = {
              " sin decirle nada al broker?",
     "doubled": "El mismo evento puede llegar más de una vez. ¿Cómo sabría el programa, también"
                " después de morir, que su efecto ya está hecho?",
+    "doubled: remembers": "El programa apunta lo que ha hecho, y un evento se hizo otra vez. ¿Qué"
+                          " pasa si muere entre una escritura y la siguiente?",
     "service": "El servicio no había dicho que sí. ¿Qué hace el programa cuando contesta que no?",
     "hot": "El que falla vuelve enseguida, y vuelve a fallar. ¿Dónde podría esperar un evento sin"
            " ocupar ni al programa ni al servicio?",
@@ -58,6 +61,10 @@ HINTS = {
               " verlo tal como llegó. ¿Dónde lo buscará?",
     "answers": "De cada evento se sabe algo al final: una respuesta del broker puede valer para"
                " varios, o no llegar nunca.",
+    "answers: died": "Murió de un error suyo, con eventos por publicar. ¿Qué no esperaba que"
+                     " pasara?",
+    "answers: unasked": "El broker contesta a quien se lo pide. ¿Cuándo es verdad que de un evento"
+                        " no se sabe nada?",
     "confirmed": "Enviar no es llegar. ¿Quién dice que un evento está a salvo, y cuándo lo dice?",
     "unroutable": "Un exchange sin colas acepta el evento y no lo guarda nadie. ¿A quién se lo"
                   " devolvería el broker, si se lo pidieran?",
@@ -82,7 +89,7 @@ def judge(stage: Stage, challenge: Challenge) -> dict[str, Broken | bool | None]
     publishes = "answers" in challenge.rules
     found = list(_publisher(stage) if publishes else _consumer(stage))
     broken = {each.rule: each for each in reversed(found) if each.rule in challenge.rules}
-    unclear = (stage.ended or stage.late) and not publishes
+    unclear = stage.ended and stage.program.exit_code if publishes else stage.ended or stage.late
     return {rule: broken.get(rule) or (None if unclear else True) for rule in challenge.rules}
 
 
@@ -137,16 +144,22 @@ def _why_ended(stage: Stage) -> str:
 
 
 def _doubled(stage: Stage, points: dict[str, int]) -> Iterator[Broken]:
-    owners = [event.user for event in stage.events]
     users = {user for user, right in stage.expected().items() if points.get(user, 0) > right}
-    ids = [event.id for event in stage.events if event.user in users]
-    # First the one whose history is easy to read: its user has no other event.
-    clear = [event.id for event in stage.events
-             if event.user in users and owners.count(event.user) == 1]
     if users:
+        found = _clear_first(stage, [event.id for event in stage.events if event.user in users])
+        sent_again = {entry.event for entry in stage.journal
+                      if entry.kind == "published" and "otra vez" in entry.text}
+        remembers = sent_again and not sent_again & set(found)
         yield Broken("doubled", _count(users, "usuario con puntos de más",
-                                       "usuarios con puntos de más"),
-                     list(dict.fromkeys(clear + ids)))
+                                       "usuarios con puntos de más"), found,
+                     "doubled: remembers" if remembers else "")
+
+
+def _clear_first(stage: Stage, ids: list[str]) -> list[str]:
+    """First those whose history is easy to read: their user has no other event."""
+    owner = {event.id: event.user for event in stage.events}
+    shared = Counter(owner.values())
+    return sorted(dict.fromkeys(ids), key=lambda event: shared[owner[event]] > 1)
 
 
 def _lost(stage: Stage, points: dict[str, int], left: set[str], dead: set[str | None]
@@ -158,6 +171,7 @@ def _lost(stage: Stage, points: dict[str, int], left: set[str], dead: set[str | 
         missing = -((points.get(user, 0) - right) // POINTS) - (len(ids) - len(elsewhere))
         lost += elsewhere[-missing:] if missing > 0 else []
     if lost:
+        lost = _clear_first(stage, lost)
         [user] = {event.user for event in stage.events if event.id == lost[0]}
         end = f"al final: la cuenta tiene {points.get(user, 0)} puntos de {stage.expected()[user]}"
         yield Broken("lost", _count(lost, "perdido", "perdidos"), lost,
@@ -227,13 +241,14 @@ def _neighbours(stage: Stage) -> Iterator[Broken]:
                  if entry.event == event.id}  # the first of each kind
         if "call" in times and "published" in times:
             held[event.id] = times["call"] - times["published"]
-    late = [event for event, seconds in held.items() if seconds > MOST_HELD_S + SLACK_S]
+    late = sorted((event for event, seconds in held.items() if seconds > MOST_HELD_S + SLACK_S),
+                  key=lambda event: -held[event])
     if late:
         at = {entry.kind: entry.at for entry in reversed(stage.journal) if entry.event == late[0]}
         failed = sum(entry.kind == "call" and "503" in entry.text
                      and at["published"] < entry.at < at["call"] for entry in stage.journal)
-        yield Broken("neighbours", f"{max(held.values()):.1f} s el que más", late, end="entre"
-                     f" tanto, el servicio contestó 503 a otros: {failed} veces")
+        yield Broken("neighbours", f"{held[late[0]]:.1f} s el que más; entre tanto, el servicio"
+                     f" contestó 503 a otros {failed} veces", late)
 
 
 def _publisher(stage: Stage) -> Iterator[Broken]:
@@ -241,15 +256,21 @@ def _publisher(stage: Stage) -> Iterator[Broken]:
     stage.wire.cut()
     claims = stage.program.claims
     in_queue = {stage.id_of(body) or "?" for body in stage.drain(QUEUE)}
-    no_queue = {entry.event for entry in stage.journal if entry.kind == "unroutable"}
+    no_queue = {entry.event for entry in stage.journal if entry.kind == "unroutable"} - in_queue
+    unasked = [event for event, outcome in claims.items()
+               if outcome == "unconfirmed" and _was_answered(stage, event)]
     if not stage.ended or len(claims) != COUNT:
         yield Broken("answers", f"respuestas: {len(claims)}"
-                     + "; no terminó" * (not stage.ended))
+                     + "; no terminó" * (not stage.ended),
+                     hint="answers: died" if stage.ended and stage.program.exit_code else "")
+    elif asked_for := [event for event in unasked if event not in no_queue]:
+        yield Broken("answers", f"de {len(asked_for)} dice que no se sabe, y nada se cortó"
+                     " entre tanto", asked_for, "answers: unasked")
     gone = [event for event, outcome in claims.items()
             if outcome == "confirmed" and event not in in_queue]
-    unseen = [event for event in gone if event in no_queue]
+    unseen = [event for event in gone + unasked if event in no_queue]
     if unseen:
-        yield Broken("unroutable", f"{len(unseen)} sin cola, y los llamó confirmados", unseen)
+        yield Broken("unroutable", f"{len(unseen)} sin cola, y no lo dijo", unseen)
     lost = [event for event in gone if event not in no_queue]
     if lost:
         yield Broken("confirmed", _count(lost, "confirmado y perdido", "confirmados y perdidos"),
@@ -257,6 +278,15 @@ def _publisher(stage: Stage) -> Iterator[Broken]:
     extra = len(in_queue | set(claims)) - COUNT
     if extra > 0:
         yield Broken("ids", f"{extra} ids de más", [*(in_queue - set(claims)), *claims])
+
+
+def _was_answered(stage: Stage, event: str) -> bool:
+    """Whether the broker had it, and nothing happened before the program said what it knows."""
+    at = [entry.at for entry in stage.journal if entry.event == event]
+    arrived = any(entry.event == event and entry.kind in ("copied", "unroutable")
+                  for entry in stage.journal)
+    return arrived and not any(entry.kind in ("cut", "binding") and min(at) < entry.at < max(at)
+                               for entry in stage.journal)
 
 
 def _count(what: Collection, one: str, many: str) -> str:
