@@ -141,7 +141,8 @@ def show(result: dict[str, Any]) -> None:
                      _shortened(result["history"]))
     if result["output"]:
         _print_block("Lo último que imprimió el programa (palabras suyas, no del juez):",
-                     [f"│ {console.clean(line)}" for line in result["output"]])
+                     [f"│ {part}" for line in result["output"]
+                      for part in textwrap.wrap(console.clean(line), WIDTH - 4) or [""]])
     if result["hint"]:
         console.print_line("\n" + textwrap.fill(f"Pista: {result['hint']}", WIDTH))
     words, colour = VERDICTS[result["verdict"]]

@@ -18,7 +18,7 @@ from pathlib import Path
 from tools.command import own_group
 
 TAIL_BYTES = 4096
-TAIL_LINES = 5
+TAIL_LINES = 8
 MOST_CLAIMS = 10_000
 CHUNK = 65536
 FLOOD_PAUSE_S = 0.02  # after a full chunk: a program that floods stdout waits, the judge does not

@@ -226,7 +226,9 @@ def _hot(stage: Stage) -> Iterator[Broken]:
         hot = {event: busiest for event, moments in times.items()
                if (busiest := _in_a_second(moments)) > most}
         if hot:
-            yield Broken("hot", f"{max(hot.values())} {words} en un segundo", list(hot))
+            poison = next(iter(hot)) in {event.id for event in stage.poison}
+            yield Broken("hot", f"{max(hot.values())} {words} en un segundo", list(hot),
+                         "poison" if poison else "")
 
 
 def _in_a_second(times: list[float]) -> int:
