@@ -254,11 +254,12 @@ def test_an_export_never_overwrites_a_file(kit):
 
 
 @pytest.mark.parametrize("target, code", [
-    ("no-such-folder/x.jsonl", 78), ("a-file/x.jsonl", 78), ("x" * 300, 78),
+    ("no-such-folder/x.jsonl", 78), ("a-file/x.jsonl", 78), ("x" * 300, 78), ("draft", 78),
     (".", 1), ("/", 1), ("", 1)])
 def test_an_export_that_cannot_be_written_leaves_no_file(kit, target, code):
     dead_letter(kit)
     (kit.state.parent / "a-file").write_text("x")
+    (kit.state.parent / "draft.tmp").mkdir()  # where the file is written at first
     before = set(kit.state.parent.rglob("*"))
     refused = kit.call(SCRIPT, "--export", target)
     assert refused.returncode == code, refused.stdout + refused.stderr
