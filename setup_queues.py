@@ -56,17 +56,17 @@ def main(argv=None):
     with connect(settings) as connection:
         if options.check:
             return check(connection, settings, management)
+        states = status.look(connection, settings, management)
         if options.dry_run:
-            for state in status.look(connection, settings, management):
+            for state in states:
                 missing = "crearía" if state.ready is None else "ya está"
                 console.print_line(f"{missing}  {state.queue.name}")
             return EXIT_OK
-        states = status.look(connection, settings, management)
         if options.reset and not reset(connection, states, options):
             return EXIT_CHECK_FAILED
         if not options.show:
             declare(connection.channel(), settings)
-        states = status.look(connection, settings, management)
+            states = status.look(connection, settings, management)
         if options.json or options.show == "json":
             console.print_json(topology.as_json(states))
         else:
