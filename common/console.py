@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 
@@ -127,11 +127,10 @@ def print_deliveries(consumer: str, deliveries: list) -> None:
     text = ""
     for delivery in deliveries:
         line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome), sys.stdout)
-        text += (f"{time.strftime('%H:%M:%S')} {line} · id"
-                 f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
+        text += f"{clock()} {line} · id {short(delivery.event_id)} · intento {delivery.attempt}\n"
         if delivery.why:
             text += f"         {clean(delivery.why)}\n"
-    _write(sys.stdout, _wrapped(text, sys.stdout) if sys.stdout.isatty() else text)
+    _write(sys.stdout, _wrapped(text, sys.stdout))
 
 
 def print_totals(consumer: str, counts: Mapping[str, int]) -> None:
@@ -188,7 +187,7 @@ def bars(counts: dict[str, int]) -> list[str]:
                  right={1})
 
 
-def table(rows: list[tuple], right: frozenset[int] | set[int] = frozenset()) -> list[str]:
+def table(rows: list[tuple], right: Collection[int] = ()) -> list[str]:
     """Lines with the columns aligned; `right` holds the indexes of right-aligned columns."""
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
