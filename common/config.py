@@ -23,7 +23,6 @@ DEFAULTS = {
     "SMTP_URL": "",
 }
 COMPOSE_NAMES = {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}  # of docker-compose.yml
-PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 AMQP_PORTS, MANAGEMENT_PORT = {"amqp": 5672, "amqps": 5671}, 15672
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 SMTP_PORTS = {"smtp": 587, "smtps": 465}
@@ -62,7 +61,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
     Raises ConfigError, which names the setting, what is wrong with it and an example.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    for name in PATHS:
+    for name in ("STATE_DIR", "RABBITMQ_CA_FILE"):
         if given.get(name):  # a path typed in a shell is relative to that shell's folder
             given[name] = str(Path(given[name]).absolute())
     environment = {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)}
