@@ -580,6 +580,15 @@ def test_an_edited_export_is_replayed_once_and_its_history_says_so(kit, tmp_path
     assert (kit.depth(DLQ), kit.depth("loyalty_queue")) == (0, 0)
 
 
+def test_an_export_with_line_separators_in_its_text_is_replayed(kit, tmp_path):
+    kit.publish_event(queue=DLQ, headers=retry.failed_headers(
+        None, Exception("uno\u2028dos\u0085tres"), None, consumer="email", to=DLQ,
+        source_queue="email_queue", failed_at=events.now()))
+    kit.call_ok(SCRIPT, "--export", str(tmp_path / "fallidos.jsonl"))
+    kit.call_ok(SCRIPT, "--replay", "--from", str(tmp_path / "fallidos.jsonl"))
+    assert (kit.depth(DLQ), kit.depth("email_queue")) == (0, 1)
+
+
 def test_that_a_body_was_edited_stays_known_when_it_fails_again(kit):
     headers = retry.failed_headers({"x-edited-at": "2026-11-24T10:00:00.000Z"}, NO_NETWORK, None,
                                    consumer="email", to=DLQ, source_queue="email_queue",

@@ -60,7 +60,7 @@ def read(file: Path) -> dict[Key, bytes]:
         raise EditError(f"No se puede leer {file} ({why}): da el archivo que creó --export.") \
             from None
     bodies = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # a text may have U+2028
         if line.strip():
             try:
                 key, body = _parsed(line)
