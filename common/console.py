@@ -127,10 +127,11 @@ def print_deliveries(consumer: str, deliveries: list) -> None:
     text = ""
     for delivery in deliveries:
         line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome), sys.stdout)
-        text += f"{clock()} {line} · id {short(delivery.event_id)} · intento {delivery.attempt}\n"
+        text += (f"{time.strftime('%H:%M:%S')} {line} · id"
+                 f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
         if delivery.why:
             text += f"         {clean(delivery.why)}\n"
-    _write(sys.stdout, _wrapped(text, sys.stdout))
+    _write(sys.stdout, _wrapped(text, sys.stdout) if sys.stdout.isatty() else text)
 
 
 def print_totals(consumer: str, counts: Mapping[str, int]) -> None:
