@@ -10,18 +10,10 @@ Crear otra vez lo que ya está no cambia nada.
 Verás cada cola con sus mensajes listos y sus consumidores.
 """
 
-from common import cli, console
+from common import cli, console, exchange
 from common.cli import EXIT_CHECK_FAILED, EXIT_OK
 from common.connection import connect
-from common.exchange import (
-    CONSUMERS,
-    DEAD_LETTER_QUEUE,
-    EXCHANGE,
-    dead_letter_arguments,
-    retry_arguments,
-    retry_queue,
-    work_arguments,
-)
+from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE
 from common.views import status, topology
 from common.views.flow import Flow
 from common.views.management import Management
@@ -32,15 +24,15 @@ def declare(channel, settings):
     channel.exchange_declare(
         exchange=EXCHANGE, exchange_type="fanout", durable=True)
     channel.queue_declare(queue=DEAD_LETTER_QUEUE, durable=True,
-                          arguments=dead_letter_arguments(settings))
+                          arguments=exchange.dead_letter_arguments(settings))
     for queue in CONSUMERS.values():
         channel.queue_declare(queue=queue, durable=True,
-                              arguments=work_arguments(settings))
+                              arguments=exchange.work_arguments(settings))
         channel.queue_bind(queue=queue, exchange=EXCHANGE, routing_key="")
         for delay_s in settings.retry_delays:  # a TTL, then back to its queue
             channel.queue_declare(
-                queue=retry_queue(queue, delay_s), durable=True,
-                arguments=retry_arguments(settings, queue, delay_s))
+                queue=exchange.retry_queue(queue, delay_s), durable=True,
+                arguments=exchange.retry_arguments(settings, queue, delay_s))
 
 
 def main(argv=None):
@@ -56,17 +48,17 @@ def main(argv=None):
     with connect(settings) as connection:
         if options.check:
             return check(connection, settings, management)
+        states = status.look(connection, settings, management)
         if options.dry_run:
-            for state in status.look(connection, settings, management):
+            for state in states:
                 missing = "crearía" if state.ready is None else "ya está"
                 console.print_line(f"{missing}  {state.queue.name}")
             return EXIT_OK
-        states = status.look(connection, settings, management)
         if options.reset and not reset(connection, states, options):
             return EXIT_CHECK_FAILED
         if not options.show:
             declare(connection.channel(), settings)
-        states = status.look(connection, settings, management)
+            states = status.look(connection, settings, management)
         if options.json or options.show == "json":
             console.print_json(topology.as_json(states))
         else:

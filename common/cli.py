@@ -25,6 +25,14 @@ EXIT_NO_BROKER = 69
 EXIT_BAD_CONFIG = 78
 EXIT_INTERRUPTED = 130
 
+SETTINGS = (  # flag, setting, its value and its meaning in --help
+    ("--url", "RABBITMQ_URL", "URL", "; varias, separadas por comas, para un clúster"),
+    ("--retry-delays", "RETRY_DELAYS", "S,S,…", ": segundos antes de cada reintento"),
+    ("--state-dir", "STATE_DIR", "CARPETA", ": dónde se guarda lo procesado"),
+    ("--queue-type", "QUEUE_TYPE", "TIPO", ": quorum o classic"),
+    ("--ca-file", "RABBITMQ_CA_FILE", "ARCHIVO", ": quién firmó el certificado, amqps://"),
+    ("--management-url", "RABBITMQ_MANAGEMENT_URL", "URL", ": la API que ve lo sin ack"),
+    ("--smtp-url", "SMTP_URL", "URL", ": servidor de correo; sin ella, solo STATE_DIR"))
 SLOW_STOP_S = 1  # a stop that takes longer says so
 NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal:"
                " source .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay"
@@ -52,15 +60,8 @@ class Parser(argparse.ArgumentParser):
                          allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
         self.switch("--json", "datos en la salida estándar, un JSON por línea")
         group = self.add_argument_group("ajustes (también por variable de entorno o en .env)")
-        for flag, value, words in (
-                ("--url", "URL", "RABBITMQ_URL; varias, separadas por comas, para un clúster"),
-                ("--retry-delays", "S,S,…", "RETRY_DELAYS: segundos antes de cada reintento"),
-                ("--state-dir", "CARPETA", "STATE_DIR: dónde se guarda lo procesado"),
-                ("--queue-type", "TIPO", "QUEUE_TYPE: quorum o classic"),
-                ("--ca-file", "ARCHIVO", "RABBITMQ_CA_FILE: quién firmó el certificado, amqps://"),
-                ("--management-url", "URL", "RABBITMQ_MANAGEMENT_URL: la API que ve lo sin ack"),
-                ("--smtp-url", "URL", "SMTP_URL: servidor de correo; sin ella, solo STATE_DIR")):
-            group.add_argument(flag, metavar=value, help=words)
+        for flag, setting, shown, words in SETTINGS:
+            group.add_argument(flag, dest=setting, metavar=shown, help=setting + words)
 
     def value(self, flag: str, kind: Callable, shown: str, words: str, default=None) -> None:
         self.add_argument(flag, type=kind, metavar=shown, help=words, default=default)
@@ -90,11 +91,7 @@ def wrong_usage(message: str) -> NoReturn:
 
 
 def settings(arguments: argparse.Namespace) -> config.Settings:
-    return config.load({
-        "RABBITMQ_URL": arguments.url, "RETRY_DELAYS": arguments.retry_delays,
-        "STATE_DIR": arguments.state_dir, "QUEUE_TYPE": arguments.queue_type,
-        "RABBITMQ_CA_FILE": arguments.ca_file, "SMTP_URL": arguments.smtp_url,
-        "RABBITMQ_MANAGEMENT_URL": arguments.management_url})
+    return config.load({setting: vars(arguments)[setting] for _, setting, *_ in SETTINGS})
 
 
 def consumer_options(description: str, argv: list[str] | None) -> argparse.Namespace:
@@ -175,17 +172,14 @@ def dead_letter_options(description: str, argv: list[str] | None,
     given.live = not (given.summary or given.export is not None or changes)
     if "" in (given.id, given.error):
         parser.error("--id y --error no pueden estar vacíos: elegirían todos los mensajes")
-    for words, wrong in (("--rate, --from y --force van con --replay",
-                          (given.rate or given.file or given.force) and not given.replay),
-                         ("--from elige los de su archivo: no va con --consumer, --id, --error,"
-                          " --since ni --limit", given.file and (
-                              given.consumer or given.id or given.error or given.since
-                              or given.limit)),
-                         ("--yes va con --discard", given.yes and not given.discard),
-                         ("--dry-run va con --replay o --discard", given.dry_run and not changes),
-                         ("--idle-timeout y --full son de la vista en vivo",
-                          (given.idle_timeout or given.full) and not given.live)):
-        if wrong:
+    for flags, fit, words in (
+            ("rate file force", given.replay, "--rate, --from y --force van con --replay"),
+            ("consumer id error since limit", not given.file, "--from elige los de su archivo:"
+             " no va con --consumer, --id, --error, --since ni --limit"),
+            ("yes", given.discard, "--yes va con --discard"),
+            ("dry_run", changes, "--dry-run va con --replay o --discard"),
+            ("idle_timeout full", given.live, "--idle-timeout y --full son de la vista en vivo")):
+        if not fit and any(vars(given)[flag] for flag in flags.split()):
             parser.error(words)
     return given
 
@@ -236,9 +230,8 @@ def run(main: Callable[[], int | None]) -> None:
         console.set_up("--json" in sys.argv)
         try:
             code = main() or EXIT_OK
-        except SystemExit as end:  # argparse, after --help
-            code = end.code  # type: ignore[assignment]  # the kit exits with numbers alone
-        console.print_json()  # of no records: flushes stdout
+        finally:
+            console.print_json()  # of no records: flushes stdout, also after argparse's --help
     except config.KitError as error:
         if isinstance(error, console.OutputError):
             _discard_stdout()

@@ -3,12 +3,13 @@
 import os
 import ssl
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,6 @@ DEFAULTS = {
     "SMTP_URL": "",
 }
 COMPOSE_NAMES = {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}  # of docker-compose.yml
-PATHS = ("STATE_DIR", "RABBITMQ_CA_FILE")
 AMQP_PORTS, MANAGEMENT_PORT = {"amqp": 5672, "amqps": 5671}, 15672
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 SMTP_PORTS = {"smtp": 587, "smtps": 465}
@@ -61,7 +61,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
     Raises ConfigError, which names the setting, what is wrong with it and an example.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
-    for name in PATHS:
+    for name in ("STATE_DIR", "RABBITMQ_CA_FILE"):
         if given.get(name):  # a path typed in a shell is relative to that shell's folder
             given[name] = str(Path(given[name]).absolute())
     environment = {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)}
@@ -127,13 +127,12 @@ def _urls(text: str) -> tuple[str, ...]:
 def _is_amqp_url(url: str) -> bool:
     """pika's own errors quote a part of the password (docs/facts.md, pika 6)."""
     try:
-        parts = urlsplit(url)
-        (parts.hostname or "").encode("idna")
-        return bool(parts.scheme in AMQP_PORTS and parts.hostname and parts.port != 0
-                    and (parts.username is None) == (parts.password is None)
-                    and not set(parts.path[1:]) & set("/@") and not set(url) & set(" \t\r\n")
-                    and not (parts.query or parts.fragment) and url.encode()  # no surrogate
-                    and len(unquote(parts.path[1:]).encode()) <= 255)
+        parts = _server(url, AMQP_PORTS)
+        str(parts.hostname).encode("idna")
+        return ((parts.username is None) == (parts.password is None)
+                and not set(parts.path[1:]) & set("/@") and not set(url) & set(" \t\r\n")
+                and bool(url.encode())  # no surrogate
+                and len(unquote(parts.path[1:]).encode()) <= 255)
     except ValueError:
         return False
 
@@ -151,36 +150,33 @@ def _delays(text: str) -> tuple[float, ...]:
 
 
 def _state_dir(text: str) -> Path:
-    try:
-        return _path(text)
-    except ValueError:
-        raise ConfigError("STATE_DIR no es el nombre de una carpeta;"
-                          " ejemplo: STATE_DIR=.state.") from None
-
-
-def _path(text: str) -> Path:
-    try:
+    with suppress(RuntimeError, ValueError):  # ~user, and this machine has no such user
         if "\0" not in text:
             return ROOT / Path(text).expanduser()
-    except RuntimeError:  # ~user, and this machine has no such user
-        pass
-    raise ValueError(text)
+    raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
 
 
 def _ca_file(text: str) -> Path | None:
     if not text:
         return None
     try:
-        ssl.create_default_context(cafile=_path(text))
-        return _path(text)
-    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        file = ROOT / Path(text).expanduser()
+        ssl.create_default_context(cafile=file)
+        return file
+    except (OSError, ValueError, RuntimeError):  # ssl.SSLError is an OSError; RuntimeError: ~user
         raise ConfigError("RABBITMQ_CA_FILE no es un archivo con certificados en formato PEM que"
                           " se pueda leer; ejemplo: RABBITMQ_CA_FILE=ca.pem.") from None
 
 
 def _smtp_url(text: str) -> str:
-    if not text or _is_smtp_url(text):
-        return text
+    with suppress(ValueError):
+        if not text:
+            return ""
+        parts, plain = _server(text, SMTP_PORTS), unquote(text)
+        str(parts.hostname).encode("idna")
+        if ((not parts.username) == (not parts.password) and not parts.path.strip("/")
+                and plain.isascii() and plain.isprintable() and " " not in text):
+            return text
     raise ConfigError(
         "SMTP_URL no se entiende: escribe smtp://servidor:puerto o"
         " smtp://usuario:contraseña@servidor:puerto, o smtps://, con los caracteres especiales"
@@ -188,27 +184,20 @@ def _smtp_url(text: str) -> str:
 
 
 def _management_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        if not text or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-                        and "@" not in text and not (parts.query or parts.fragment)):
+    with suppress(ValueError):
+        if not text or ("@" not in text and _server(text, ("http", "https"))):
             return text.rstrip("/")
-    except ValueError:
-        pass
     raise ConfigError("RABBITMQ_MANAGEMENT_URL no se entiende: escribe http://servidor:puerto, sin"
                       " usuario; ejemplo: http://localhost:15672.")
 
 
-def _is_smtp_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        (parts.hostname or "").encode("idna")
-        return bool(parts.scheme in SMTP_PORTS and parts.hostname and parts.port != 0
-                    and (not parts.username) == (not parts.password)
-                    and not (parts.path.strip("/") or parts.query or parts.fragment)
-                    and unquote(text).isascii() and unquote(text).isprintable() and " " not in text)
-    except ValueError:
-        return False
+def _server(url: str, schemes: Collection[str]) -> SplitResult:
+    """The parts of a URL that names a server and has no options. Raises ValueError."""
+    parts = urlsplit(url)
+    if (parts.scheme not in schemes or not parts.hostname or parts.port == 0
+            or parts.query or parts.fragment):
+        raise ValueError(url)
+    return parts
 
 
 def _queue_type(text: str) -> str:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 
@@ -188,7 +188,7 @@ def bars(counts: dict[str, int]) -> list[str]:
                  right={1})
 
 
-def table(rows: list[tuple], right: frozenset[int] | set[int] = frozenset()) -> list[str]:
+def table(rows: list[tuple], right: Collection[int] = ()) -> list[str]:
     """Lines with the columns aligned; `right` holds the indexes of right-aligned columns."""
     cells = [[clean(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]

@@ -138,14 +138,13 @@ def _shut_down_late(server: smtplib.SMTP, over: threading.Event) -> None:
 
 def _log_in(server: smtplib.SMTP, smtp_url: str, parts) -> None:
     """STARTTLS if offered, then log in. Never print the answer: it may quote the password."""
-    encrypted = parts.scheme == "smtps"
     server.ehlo_or_helo_if_needed()
-    if not encrypted and server.has_extn("starttls"):
+    starttls = parts.scheme == "smtp" and server.has_extn("starttls")
+    if starttls:
         server.starttls(context=ssl.create_default_context())
-        encrypted = True
     if not parts.username:
         return
-    if not encrypted and parts.hostname not in LOCAL_HOSTS:
+    if parts.scheme == "smtp" and not starttls and parts.hostname not in LOCAL_HOSTS:
         raise ConfigError(f"El servidor de correo ({masked(smtp_url)}) no ofrece TLS, y sin él no"
                           " se envía una contraseña: usa smtps:// o el puerto de envío (587).")
     try:

@@ -8,7 +8,6 @@ import pika.exceptions as pika_errors
 from common import console
 from common.config import ConfigError, KitError, endpoints, masked
 
-NOT_TAKEN = pika_errors.UnroutableError, pika_errors.NackError  # no such queue; it is full
 NO_BROKER_ADVICE = "Arráncalo con python kit.py broker up o revisa RABBITMQ_URL."
 
 

@@ -254,11 +254,12 @@ def test_an_export_never_overwrites_a_file(kit):
 
 
 @pytest.mark.parametrize("target, code", [
-    ("no-such-folder/x.jsonl", 78), ("a-file/x.jsonl", 78), ("x" * 300, 78),
+    ("no-such-folder/x.jsonl", 78), ("a-file/x.jsonl", 78), ("x" * 300, 78), ("draft", 78),
     (".", 1), ("/", 1), ("", 1)])
 def test_an_export_that_cannot_be_written_leaves_no_file(kit, target, code):
     dead_letter(kit)
     (kit.state.parent / "a-file").write_text("x")
+    (kit.state.parent / "draft.tmp").mkdir()  # where the file is written at first
     before = set(kit.state.parent.rglob("*"))
     refused = kit.call(SCRIPT, "--export", target)
     assert refused.returncode == code, refused.stdout + refused.stderr
@@ -577,6 +578,15 @@ def test_an_edited_export_is_replayed_once_and_its_history_says_so(kit, tmp_path
     [(properties, body)] = kit.messages("email_queue")
     assert "x-edited-at" not in properties.headers  # nobody changed it
     assert (kit.depth(DLQ), kit.depth("loyalty_queue")) == (0, 0)
+
+
+def test_an_export_with_line_separators_in_its_text_is_replayed(kit, tmp_path):
+    kit.publish_event(queue=DLQ, headers=retry.failed_headers(
+        None, Exception("uno\u2028dos\u0085tres"), None, consumer="email", to=DLQ,
+        source_queue="email_queue", failed_at=events.now()))
+    kit.call_ok(SCRIPT, "--export", str(tmp_path / "fallidos.jsonl"))
+    kit.call_ok(SCRIPT, "--replay", "--from", str(tmp_path / "fallidos.jsonl"))
+    assert (kit.depth(DLQ), kit.depth("email_queue")) == (0, 1)
 
 
 def test_that_a_body_was_edited_stays_known_when_it_fails_again(kit):

@@ -2,23 +2,17 @@
 
 import base64
 import json
-import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from common import console
-from common.config import KitError
+from common.config import ConfigError, KitError
 from common.events import MalformedEvent, decode
 from common.views.dead_letters import DeadLetter
 
 _to_json = json.JSONEncoder(default=str, ensure_ascii=False).encode
-
-
-class ExportError(KitError):
-    """The file cannot be written, or it is there already."""
-
-    exit_code = 78
 
 
 class EditError(KitError):
@@ -40,7 +34,7 @@ def key_of(found: DeadLetter) -> Key:
 
 
 def write(target: Path, letters: Iterable[DeadLetter]) -> int:
-    """Write all, or leave no file behind; how many. Raises ExportError."""
+    """Write all, or leave no file behind; how many. Raises ConfigError."""
     draft, number = Path(f"{target}.tmp"), 0
     try:
         with draft.open("w", encoding="utf-8") as file:
@@ -49,10 +43,10 @@ def write(target: Path, letters: Iterable[DeadLetter]) -> int:
                 number += 1
         draft.replace(target)
     except OSError as error:
-        raise ExportError(f"No se puede escribir {target} ({console.reason(error)}):"
+        raise ConfigError(f"No se puede escribir {target} ({console.reason(error)}):"
                           " elige otra carpeta o libera espacio.") from None
     finally:
-        if os.path.lexists(draft):
+        with suppress(OSError):  # it is gone
             draft.unlink()
     return number
 
@@ -66,7 +60,7 @@ def read(file: Path) -> dict[Key, bytes]:
         raise EditError(f"No se puede leer {file} ({why}): da el archivo que creó --export.") \
             from None
     bodies = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # a text may have U+2028
         if line.strip():
             try:
                 key, body = _parsed(line)

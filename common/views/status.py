@@ -3,19 +3,12 @@
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pika.exceptions import ChannelClosedByBroker
 
+from common import exchange
 from common.config import Settings
-from common.exchange import (
-    CONSUMERS,
-    EXCHANGE,
-    Queue,
-    declare_exchange,
-    declare_queue,
-    retry_delay_s,
-    topology,
-)
 from common.problems import difference
 from common.views.management import Management
 
@@ -25,7 +18,7 @@ class Found:
     """A queue and its messages; ready and consumers are None if it does not exist, unacked if the
     management API did not tell. other: not of these RETRY_DELAYS."""
 
-    queue: Queue
+    queue: exchange.Queue
     ready: int | None
     consumers: int | None
     unacked: int | None = None
@@ -40,12 +33,12 @@ def look(connection, settings: Settings, management: Management) -> list[Found]:
     """Each queue of the topology as it is now, and the retry queues that there are of other
     RETRY_DELAYS: the management API lists them, and consumers announce them. Change nothing."""
     unacked, own = management.queues(), settings.retry_delays
-    others = {retry_delay_s(name) for name in unacked} | _announced(settings)
+    others = {exchange.retry_delay_s(name) for name in unacked} | _announced(settings)
     wider = replace(settings, retry_delays=(
         *own, *sorted(delay for delay in others if delay and delay not in own)))
-    names = {queue.name for queue in topology(settings)}
+    names = {queue.name for queue in exchange.topology(settings)}
     found = []
-    for queue in topology(wider):
+    for queue in exchange.topology(wider):
         ready, consumers = depth(connection, queue.name) or (None, None)
         found.append(Found(queue, ready, consumers, unacked.get(queue.name),
                            other=queue.name not in names))
@@ -55,7 +48,7 @@ def look(connection, settings: Settings, management: Management) -> list[Found]:
 def _announced(settings: Settings) -> set[float | None]:
     """The delays that consumers of this STATE_DIR have used (exchange.announcement())."""
     delays: set[float | None] = set()
-    for consumer in CONSUMERS:
+    for consumer in exchange.CONSUMERS:
         file = settings.state_dir / f"{consumer}.db"
         with suppress(sqlite3.Error), closing(
                 sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
@@ -72,7 +65,8 @@ def depth(connection, queue: str) -> tuple[int, int] | None:
 
 
 def has_exchange(connection) -> bool:
-    answer = _ask(connection, lambda channel: channel.exchange_declare(EXCHANGE, passive=True))
+    answer = _ask(connection, lambda channel: channel.exchange_declare(
+        exchange.EXCHANGE, passive=True))
     return not isinstance(answer, str)
 
 
@@ -81,16 +75,15 @@ def differences(connection, settings: Settings, management: Management) -> list[
 
     Declaring an existing queue changes nothing but a missing binding, which AMQP cannot show.
     """
-    found = [_refusal(connection, declare_exchange) if has_exchange(connection)
-             else f"falta el exchange {EXCHANGE}"]
+    found = [_refusal(connection, exchange.declare_exchange) if has_exchange(connection)
+             else f"falta el exchange {exchange.EXCHANGE}"]
     for state in look(connection, settings, management):
         if state.ready is None:
             found.append(f"falta la cola {state.queue.name}")
         elif state.other:
             found.append(f"{state.queue.name} (listos: {state.ready}) es de otro RETRY_DELAYS")
         else:
-            found.append(_refusal(
-                connection, lambda channel, queue=state.queue: declare_queue(channel, queue)))
+            found.append(_refusal(connection, partial(exchange.declare_queue, queue=state.queue)))
     return [sentence for sentence in found if sentence]
 
 

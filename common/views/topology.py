@@ -10,21 +10,19 @@ def tree(states) -> list[str]:
 
     states: list of common.views.status.Found.
     """
-    rows: list[tuple[str, ...]] = [(f"{EXCHANGE} (fanout)", "", "", "")]
+    rows = [(f"{EXCHANGE} (fanout)", "", "", "")]
+    found = {state.queue.name: state for state in states}
     names = list(CONSUMERS.values())
     for name in names:
-        last = name == names[-1]
-        retries = [state for state in states if state.queue.name.startswith(f"{name}.")]
-        rows += [_row("└─ " if last else "├─ ", state) for state in states
-                 if state.queue.name == name]
-        for state in retries:
-            branch = "└─ " if state is retries[-1] else "├─ "
-            rows.append(_row(("   " if last else "│  ") + branch, state))
-    rows += [_row("", state) for state in states if state.queue.name == DEAD_LETTER_QUEUE]
+        branch, below = ("└─ ", "   ") if name == names[-1] else ("├─ ", "│  ")
+        *others, last = (state for state in states if state.queue.name.startswith(f"{name}."))
+        rows += [_row(branch, found[name]), *(_row(f"{below}├─ ", state) for state in others),
+                 _row(f"{below}└─ ", last)]
+    rows.append(_row("", found[DEAD_LETTER_QUEUE]))
     return console.table(rows)
 
 
-def _row(branch: str, state) -> tuple[str, ...]:
+def _row(branch: str, state) -> tuple[str, str, str, str]:
     name = f"{branch}{state.queue.name}"
     if state.ready is None:
         return name, "no está", "", ""
