@@ -19,7 +19,7 @@ from common.confirms import WINDOW
 from common.events import encode, user_created
 from common.exchange import CONSUMERS, EXCHANGE
 from common.publishing import confirmed_channel, properties
-from common.simulation import ALWAYS, HEADER
+from common.simulation import HEADER
 from common.views.tally import Tally
 from events_publisher_levels import answered
 
@@ -71,8 +71,8 @@ def main(argv=None):
             tally.add(event_id, outcome, options.mode, names[event_id])
     if options.mode in ("transient", "permanent"):
         console.print_notice(
-            "Fallan siempre, también si se reenvían. Bórralos al final: python"
-            f' dead_letter_consumer.py --discard --error "{ALWAYS}"')
+            "Al final, bórralos:"
+            " python dead_letter_consumer.py --discard --error siempre")
     return tally.exit_code()
 
 

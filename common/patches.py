@@ -53,7 +53,8 @@ def tolerant_decoder(data) -> None:
 def one_write(connection):
     """pika makes a system call for each frame, three for an event; write all frames of the block
     with one. Without it, level 3 publishes at half the speed."""
-    connection = getattr(connection, "_impl", connection)  # of a BlockingConnection
+    if hasattr(connection, "_impl"):  # a BlockingConnection
+        connection = connection._impl
     frames: list[bytes] = []
     connection._output_marshaled_frames = frames.extend
     try:

@@ -242,4 +242,4 @@ def test_only_patches_uses_the_private_names_of_others(path):
 def test_patches_uses_no_more_private_names_than_its_functions_explain():
     patched = private_names(ROOT / "common" / "patches.py")
     assert {line.rpartition(".")[2] for line in patched} == {
-        "_", "_output_marshaled_frames", "_transport", "_host"}
+        "_", "_impl", "_output_marshaled_frames", "_transport", "_host"}
