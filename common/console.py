@@ -124,10 +124,10 @@ def print_deliveries(consumer: str, deliveries: list) -> None:
             "consumer": consumer, "event_id": delivery.event_id, "attempt": delivery.attempt,
             "outcome": delivery.outcome, "detail": delivery.line, "why": delivery.why}
             for delivery in deliveries))
-    text = ""
+    at, text = time.strftime("%H:%M:%S"), ""
     for delivery in deliveries:
         line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome), sys.stdout)
-        text += (f"{time.strftime('%H:%M:%S')} {line} · id"
+        text += (f"{at} {line} · id"
                  f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
         if delivery.why:
             text += f"         {clean(delivery.why)}\n"

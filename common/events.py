@@ -98,14 +98,14 @@ def decode(body: bytes) -> Event:
         raise MalformedEvent("el cuerpo no es JSON en UTF-8") from None
     if not isinstance(fields, dict) or fields.get("specversion") != "1.0":
         raise MalformedEvent("el cuerpo no es un objeto JSON con specversion \"1.0\"")
-    event = Event(_text(fields, "id", _UUID).lower(), _text(fields, "type"),
-                  _text(fields, "time", _TIME))
-    if _text(fields, "source") and event.type != USER_CREATED:
-        return event
+    event_id, kind = _text(fields, "id", _UUID).lower(), _text(fields, "type")
+    at = _text(fields, "time", _TIME)
+    if _text(fields, "source") and kind != USER_CREATED:
+        return Event(event_id, kind, at)
     data = fields["data"] if isinstance(fields.get("data"), dict) else {}
     check_user(data.get("nombre"), data.get("email"), MalformedEvent)
     user_id = _text(data, "user_id", _UUID).lower()
-    return event._replace(user_id=user_id, nombre=data["nombre"], email=data["email"])
+    return Event(event_id, kind, at, user_id, data["nombre"], data["email"])
 
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

@@ -7,7 +7,6 @@ nothing, and the broker delivers the message again.
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -70,11 +69,11 @@ class Subscription:
             self._arrived.clear()
             if self._io.error:
                 raise self._io.error
-        with suppress(IndexError):  # empty, or emptied by the I/O thread
-            while True:
-                delivery = self.inbox.popleft()
-                if delivery.channel is self.link.channel:
-                    return delivery
+        inbox = self.inbox  # the I/O thread adds to it, or puts another in its place
+        while inbox:
+            delivery = inbox.popleft()
+            if delivery.channel is self.link.channel:
+                return delivery
         return None
 
     def is_current(self, delivery: Delivery) -> bool:
@@ -147,5 +146,5 @@ class Subscription:
             self._cancelled.set()
 
     def _lost(self) -> None:
-        self.inbox.clear()
+        self.inbox = deque()
         self._consumer_tag = ""
