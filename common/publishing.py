@@ -21,7 +21,7 @@ from common.exchange import declare
 from common.outbox import Outbox
 
 BATCH = 200  # messages written to the outbox in one transaction
-BATCH_S = 0.05  # a smaller batch goes out after this time
+BATCH_S = 0.01  # a smaller batch goes out after this time
 CLOSE_TIMEOUT_S = 2
 POLL_S = 0.1
 
