@@ -612,6 +612,7 @@ def test_a_file_with_a_wrong_line_replays_nothing(kit, tmp_path, change, why):
     refused = kit.call(SCRIPT, "--replay", "--from", str(file))
     assert refused.returncode == 65
     assert f"La línea 2 de {file} no vale: " in refused.stderr and why in refused.stderr
+    assert ".." not in refused.stderr
     kit.wait_for_depth(DLQ, 2)
     assert depths(kit) == [0, 0, 0]
 

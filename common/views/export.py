@@ -66,8 +66,8 @@ def read(file: Path) -> dict[Key, bytes]:
                 key, body = _parsed(line)
             except (MalformedEvent, ValueError, KeyError, TypeError, AttributeError) as error:
                 why = str(error) if isinstance(error, MalformedEvent) else "no es de --export"
-                raise EditError(f"La línea {number} de {file} no vale: {why}. No se ha reenviado"
-                                " nada: corrígela o quítala.") from None
+                raise EditError(f"La línea {number} de {file} no vale: {why.rstrip('.')}. No se ha"
+                                " reenviado nada: corrígela o quítala.") from None
             bodies[key] = body
     return bodies
 
