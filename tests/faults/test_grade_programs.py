@@ -63,7 +63,7 @@ def test_a_wrong_program_is_caught_with_the_right_rule(name, seed, mortal_node, 
     mortal_node.start()
     number, rule, changes = WRONG[name]
     result = judged(mortal_node, changed(solution(number), changes), number, tmp_path, seed)
-    assert result["verdict"] == "invalid"
+    assert result["verdict"] == "invalid", result
     assert rule in result["broken"], result
 
 

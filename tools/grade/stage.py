@@ -36,7 +36,7 @@ RETRY_DELAYS = "1,2,4"
 USER = PASSWORD = "alumno"  # without management rights: it cannot reach the judge's own queue
 POLL_S = 0.05
 GLANCE_S = 0.0003
-SENDS = 10  # tries
+SENDS = 100  # tries
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
 BROKER_S = 30
