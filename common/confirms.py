@@ -18,15 +18,15 @@ from common.patches import one_write
 
 WINDOW = 1000  # messages without an answer, at most
 AGAIN_S = 0.5
-CONFIRM_TIMEOUT_S = 10  # without an ack, a new connection: the broker is silent, or it refuses
-# what only this channel cannot publish (docs/facts.md, broker 13 and 24)
+# A message without an ack for so long: a new connection (docs/facts.md, broker 13 and 24)
+CONFIRM_TIMEOUT_S = 10
 
 ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """sent_at: of time.monotonic(), for the first time."""
+    """sent_at: of time.monotonic(); of a nacked message, before its first nack."""
 
     id: str
     exchange: str
@@ -81,7 +81,8 @@ class Publisher:
                 message = self._waiting.popleft()
                 if not self._is_wanted(message):
                     continue
-                message.sent_at = message.sent_at or time.monotonic()
+                if not message.nacked:
+                    message.sent_at = time.monotonic()
                 message.returned = False
                 self._last_tag += 1
                 self._unconfirmed[self._last_tag] = message

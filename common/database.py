@@ -69,7 +69,7 @@ def problem(path: Path, error: BaseException) -> BaseException:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def state_errors(path: Path) -> Iterator[None]:
     """Raise a StateError for what SQLite raises."""
     try:
         yield

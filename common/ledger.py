@@ -87,7 +87,7 @@ class Ledger:
 
     def execute(self, sql: str, *values) -> sqlite3.Cursor:
         """A statement of the kit's own: what fails is the disk, not the event."""
-        try:
+        try:  # not state_errors(): a generator three times an event
             return self.db.execute(sql, values)
         except sqlite3.Error as error:
             raise problem(self.path, error) from None

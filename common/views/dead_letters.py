@@ -171,7 +171,7 @@ class DeadLetters:
             self._turn.queue_delete(TURN)
 
     def basic_ack(self, found: DeadLetter) -> None:
-        """Remove it, with a few others."""
+        """Remove it; the acks of a hundred are written together."""
         self._acked.append(found.tag)
         self._room += 1
         if len(self._acked) == ACKS:

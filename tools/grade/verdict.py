@@ -259,18 +259,18 @@ def _publisher(stage: Stage) -> Iterator[Broken]:
     claims = stage.program.claims
     in_queue = {stage.id_of(body) or "?" for body in stage.drain(QUEUE)}
     no_queue = {entry.event for entry in stage.journal if entry.kind == "unroutable"} - in_queue
-    unasked = [event for event, outcome in claims.items()
-               if outcome == "unconfirmed" and _was_answered(stage, event)]
+    answered = [event for event, outcome in claims.items()
+                if outcome == "unconfirmed" and _was_answered(stage, event)]
     if not stage.ended or len(claims) != COUNT:
         yield Broken("answers", f"respuestas: {len(claims)}"
                      + "; no terminó" * (not stage.ended),
                      hint="answers: died" if stage.ended and stage.program.exit_code else "")
-    elif asked_for := [event for event in unasked if event not in no_queue]:
-        yield Broken("answers", f"de {len(asked_for)} dice que no se sabe, y nada se cortó"
-                     " entre tanto", asked_for, "answers: unasked")
+    elif queued := [event for event in answered if event not in no_queue]:
+        yield Broken("answers", f"de {len(queued)} dice que no se sabe, y nada se cortó"
+                     " entre tanto", queued, "answers: unasked")
     gone = [event for event, outcome in claims.items()
             if outcome == "confirmed" and event not in in_queue]
-    unseen = [event for event in gone + unasked if event in no_queue]
+    unseen = [event for event in gone + answered if event in no_queue]
     if unseen:
         yield Broken("unroutable", f"{len(unseen)} sin cola, y no lo dijo", unseen)
     lost = [event for event in gone if event not in no_queue]
@@ -283,12 +283,13 @@ def _publisher(stage: Stage) -> Iterator[Broken]:
 
 
 def _was_answered(stage: Stage, event: str) -> bool:
-    """Whether the broker had it, and nothing happened before the program said what it knows."""
-    at = [entry.at for entry in stage.journal if entry.event == event]
-    arrived = any(entry.event == event and entry.kind in ("copied", "unroutable")
-                  for entry in stage.journal)
-    return arrived and not any(entry.kind in ("cut", "binding") and min(at) < entry.at < max(at)
-                               for entry in stage.journal)
+    """Whether the broker had it, and nothing was cut before the program said what it knows."""
+    own = [entry for entry in stage.journal if entry.event == event]
+    if not any(entry.kind in ("copied", "unroutable") for entry in own):
+        return False
+    first, last = min(entry.at for entry in own), max(entry.at for entry in own)
+    return not any(entry.kind in ("cut", "binding") and first < entry.at < last
+                   for entry in stage.journal)
 
 
 def _count(what: Collection, one: str, many: str) -> str:
