@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections import defaultdict, deque
+from collections import deque
 from contextlib import closing
 from datetime import date
 from pathlib import Path
@@ -34,6 +34,7 @@ from benchmarks.rig import (
     effects,
     percentile,
     rated,
+    seconds_of,
     took,
 )
 from common import cli, console
@@ -205,18 +206,20 @@ def fill_ledger(book: Ledger, count: int) -> float:
 
 
 def retries(bench: Bench) -> dict:
-    """How late each delay ends with many retries waiting, up to the end of the next attempt."""
+    """How late each delay ends with many retries waiting, from one failure to the next."""
     count, delays = max(bench.events // 60, 20), bench.settings.retry_delays
-    attempts: dict[str, list[float]] = defaultdict(list)
+    out = bench.folder / "retries.jsonl"
+    bench.purge("dead_letter_queue")
     with consuming(bench, "loyalty") as files:
-        bench.seconds("simulate_fail_publisher.py", "--mode", "flaky", "--times", len(delays),
-                      "--consumer", "loyalty", "--count", count)
-        for event_id, at in effects(files, count * (len(delays) + 1)):
-            attempts[event_id].append(at)
-    found: dict[str, object] = {"waiting": count}
+        bench.seconds("simulate_fail_publisher.py", "--consumer", "loyalty", "--count", count)
+        effects(files, count * (len(delays) + 1))
+    bench.seconds(DEAD, "--export", out)
+    journeys = [[seconds_of(stop["failed_at"]) for stop in json.loads(line)["journey"]]
+                for line in out.read_bytes().splitlines()]
+    found: dict[str, object] = {"waiting": len(journeys)}
     for number, delay in enumerate(delays):
-        late_ms = [1000 * (times[number + 1] - times[number] - delay)
-                   for times in attempts.values()]
+        late_ms = [1000 * (failed_at[number + 1] - failed_at[number] - delay)
+                   for failed_at in journeys]
         found[f"{delay:g}"] = {
             "p50_ms": percentile(late_ms, 50), "p99_ms": percentile(late_ms, 99),
             "least_ms": percentile(late_ms, 0)}

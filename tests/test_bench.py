@@ -99,7 +99,8 @@ def test_no_retry_arrives_before_its_delay_is_over(measured):
     measured.settings = replace(measured.settings, retry_delays=(0.3, 0.6))
     measured.environment["RETRY_DELAYS"] = "0.3,0.6"
     found = bench.retries(measured)
-    assert found["waiting"] == 20 and all(found[delay]["least_ms"] > -5 for delay in ("0.3", "0.6"))
+    least_ms = [found[delay]["least_ms"] for delay in ("0.3", "0.6")]
+    assert found["waiting"] == 20 and min(least_ms) >= -2, least_ms  # two rounded times
 
 
 @pytest.mark.parametrize("name", PAGES)
