@@ -37,6 +37,7 @@ WAIT_S = 30
 PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
 LONGEST = ("test_grade_programs.py", "test_lab.py", "test_restarts.py")
+WAITING = "test_network_faults.py"  # computes little: it may run beside the other faults
 own_parts: set[str] = set()  # taken by this pytest, of those that run at once
 
 
@@ -54,7 +55,8 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(items):
     """Begin with what takes longest, and end with tests/faults (tools/run_tests.py)."""
-    items.sort(key=lambda item: (part_of(item) == "faults", part_of(item) not in LONGEST))
+    ranks = dict.fromkeys(LONGEST, 0) | {"faults": 2, WAITING: 3}
+    items.sort(key=lambda item: ranks.get(part_of(item), 1))
 
 
 def pytest_runtest_protocol(item, nextitem):
@@ -70,9 +72,10 @@ def pytest_runtest_protocol(item, nextitem):
 
 
 def part_of(item) -> str:
-    """What one pytest runs: a file, or what is about time in tests/faults, one after the other."""
+    """What one pytest runs: a file, or those about time in tests/faults, one after the other."""
     name = item.path.name
-    return "faults" if item.path.parent.name == "faults" and name not in LONGEST else name
+    alone = name in (*LONGEST, WAITING) or item.path.parent.name != "faults"
+    return name if alone else "faults"
 
 
 @pytest.fixture(scope="session")
@@ -88,9 +91,13 @@ def server():
 
 @pytest.fixture(scope="session")
 def shared_node(server, tmp_path_factory):
-    """Start a node for the tests that do not kill it. Each test uses its own vhost."""
-    with new_node(tmp_path_factory.mktemp("node")) as node:
-        yield node
+    """A node for the tests that do not kill it: that of this test run, or one of its own. Each test
+    uses its own vhost."""
+    if folder := os.environ.get(run_tests.NODE):
+        yield Node(Path(folder))
+    else:
+        with new_node(tmp_path_factory.mktemp("node")) as node:
+            yield node
 
 
 @pytest.fixture(scope="session")

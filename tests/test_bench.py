@@ -22,8 +22,9 @@ RESULTS = json.loads((ROOT / "docs" / "performance.json").read_text(encoding="ut
 
 
 @pytest.fixture
-def measured(own_kit, tmp_path):
-    with Bench(own_kit.node, tmp_path, [PIKA], 1, EVENTS) as own:
+def measured(shared_node, tmp_path):
+    """In the default vhost, which no other test uses."""
+    with Bench(shared_node, tmp_path, [PIKA], 1, EVENTS) as own:
         yield own
 
 

@@ -120,7 +120,7 @@ def test_confirmed_events_are_not_sent_again(kit):
 
 
 def test_level_3_exits_with_3_and_keeps_its_events_when_no_queue_takes_them(kit):
-    running = kit.start(PUBLISHER, *USER, "--count", "300", "--rate", "300", "--json")
+    running = kit.start(PUBLISHER, *USER, "--count", "300", "--rate", "100", "--json")
     running.wait_for('"confirmed"', count=50)
     with kit.channel() as channel:
         # Unbind instead of delete: 3.10 may close the publisher's channel for a deleted queue.

@@ -165,10 +165,10 @@ def words(svg: str) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_the_pictures_show_what_the_scripts_print(own_kit, tmp_path, request):
+def test_the_pictures_show_what_the_scripts_print(kit, tmp_path, request):
     docs = ROOT / "docs"
     made = docs if request.config.getoption("--record") else tmp_path
-    pictures.make(own_kit.url, own_kit.node.management_url, made)
+    pictures.make(kit.url, kit.node.management_url, made)
     for name in ("terminales.svg", "watch.svg"):
         for line, real in zip(words(read(docs / name)), words(read(made / name)), strict=True):
             wanted = re.sub(r"(?<=vuelve\\s\+en\\s\+)\d+", r"\\d+", pattern(line))

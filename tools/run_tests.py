@@ -1,7 +1,8 @@
 """`kit.py test`: run the tests on private brokers, which the tests may kill.
 
-Most tests wait for a broker or a delay. So several pytests run at once; each has its own brokers,
-and takes one file after the other that no other has taken (tests/conftest.py).
+Most tests wait for a broker or a delay. So several pytests run at once; each takes one file after
+the other that no other has taken (tests/conftest.py). They share the node that no test kills: a
+start costs as much as fifty tests.
 """
 
 import os
@@ -12,12 +13,14 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 from common.cli import EXIT_INTERRUPTED
 from common.config import ROOT
 from tools import broker
 from tools.command import failure_of
 from tools.install import apt_install, has_apt
+from tools.node import new_node
 
 SMTP_PYTHON = "/usr/bin/python3"  # Debian's packages are for Debian's Python
 SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
@@ -25,6 +28,7 @@ SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
 
 PROCESSES = 4  # on two cores: together they compute for half of the time
 TAKEN = "KIT_TEST_TAKEN"  # environment: the folder with an entry for each file that is taken
+NODE = "KIT_TEST_NODE"  # environment: the folder of the node that all share
 CLOSING_LINE = re.compile(r"=+ (.+) in [\d.]+s.* =+$")
 
 
@@ -53,8 +57,13 @@ def at_once(command: list[str], environment: dict[str, str]) -> int:
     print(f"Pruebas en {PROCESSES} procesos a la vez: lo que imprime cada uno sale cuando termina.",
           flush=True)
     started_at, counts, codes = time.monotonic(), Counter[str](), []
-    with tempfile.TemporaryDirectory() as taken, ThreadPoolExecutor(PROCESSES) as pool:
-        runs = [pool.submit(subprocess.run, command, cwd=ROOT, env=environment | {TAKEN: taken},
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        new_node(Path(folder) / "node") as node,
+        ThreadPoolExecutor(PROCESSES) as pool,
+    ):
+        environment |= {TAKEN: folder, NODE: str(node.folder)}
+        runs = [pool.submit(subprocess.run, command, cwd=ROOT, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             encoding="utf-8", errors="replace") for _ in range(PROCESSES)]
         try:

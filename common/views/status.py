@@ -59,9 +59,8 @@ def _announced(settings: Settings) -> set[float | None]:
 def depth(connection, queue: str) -> tuple[int, int] | None:
     """Return (messages ready, consumers) of a queue; None if it does not exist."""
     answer = _ask(connection, lambda channel: channel.queue_declare(queue=queue, passive=True))
-    if isinstance(answer, str):
-        return None
-    return answer.method.message_count, answer.method.consumer_count
+    found = None if isinstance(answer, str) else answer.method
+    return found and (found.message_count, found.consumer_count)
 
 
 def has_exchange(connection) -> bool:
