@@ -17,6 +17,7 @@ SCRIPTS = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_sim
            "analytics": "analytics_consumer.py"}
 USER = ("--nombre", "Juan", "--email", "juan@eco.com")
 DRAIN_S = 90
+ENDLESS = 1_000_000  # events: until the end of the test
 
 
 class Scene:
@@ -31,6 +32,7 @@ class Scene:
         self.node = kit.node
         self.attempted = 0
         self.publishers: list[Running] = []
+        self.endless: list[Running] = []
         self.consumers: list[Running] = []
 
     def through(self, port: int) -> None:
@@ -51,12 +53,25 @@ class Scene:
         self.node.kill()
 
     def publish(self, count: int, *flags: str) -> Running:
-        """Start a publisher at level 3. Its stdout is JSON."""
+        """Start a publisher at level 3. Its stdout is JSON.
+
+        ENDLESS: it publishes for as long as the fault takes, however slow the machine is.
+        """
         self.attempted += count
         running = self.under_fault.start("events_publisher_levels.py", "--level", "3", *USER,
                                          "--count", str(count), "--json", *flags)
-        self.publishers.append(running)
+        (self.endless if count == ENDLESS else self.publishers).append(running)
         return running
+
+    def end_endless(self) -> None:
+        """Kill the endless publishers, and send what they leave in the outbox."""
+        for publisher in self.endless:
+            assert publisher.process.poll() is None, publisher.text()[-2000:]
+            publisher.kill()
+        if self.endless:
+            assert self.resume().end(DRAIN_S) == 0
+        self.publishers += self.endless
+        self.endless = []
 
     def resume(self) -> Running:
         """Start a publisher that sends the events in the outbox."""
@@ -112,6 +127,7 @@ class Scene:
 
         dead: the expected number of dead letters per consumer.
         """
+        self.end_endless()
         for publisher in self.publishers:
             assert publisher.end(DRAIN_S) in (0, -signal.SIGKILL), publisher.text()[-2000:]
         dead = dead or {}

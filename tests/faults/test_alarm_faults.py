@@ -7,7 +7,7 @@ from common.confirms import CONFIRM_TIMEOUT_S
 from common.exchange import CONSUMERS
 from tests.conftest import wait_until
 from tests.faults.account import totals
-from tests.faults.scene import confirmed
+from tests.faults.scene import ENDLESS, confirmed
 
 STOP_S = 10  # the README promises about three seconds; the machine is busy
 FAILING = 20
@@ -28,7 +28,7 @@ def test_publishing_waits_out_an_alarm_while_acks_continue(scene, proxy):
     assert scene.publish_failing("flaky", FAILING, "--consumer", "loyalty").end() == 0
     # A slow event is a batch of its own: those that failed before it come to an end first.
     assert scene.publish_failing("slow", 1, "--seconds", "0.1").end() == 0
-    publisher = scene.publish(1000, "--rate", "100", "--timeout", "600")
+    publisher = scene.publish(ENDLESS, "--rate", "100", "--timeout", "600")
     publisher.wait_for('"confirmed"', count=100)
     with alarm(scene.node):
         publisher.wait_for("alarma de memoria o de disco")
@@ -49,5 +49,6 @@ def test_publishing_waits_out_an_alarm_while_acks_continue(scene, proxy):
     for script in (publisher, *scene.consumers):
         assert LOST not in script.text()
     publisher.wait_for("admite mensajes otra vez")
+    publisher.wait_for('"confirmed"', count=len(confirmed_before) + 100)
     scene.consume("loyalty")
     scene.balance()

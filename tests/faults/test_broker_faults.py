@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from common.exchange import CONSUMERS, retry_queue
 from tests.conftest import Running, wait_until
-from tests.faults.scene import confirmed
+from tests.faults.scene import ENDLESS, confirmed
 
 FROZEN_S = 60
 LOST, RECONNECTED = "Sin conexión con el broker", "Conectado de nuevo"
@@ -67,7 +67,7 @@ def test_a_clean_broker_restart_under_load_loses_nothing(scene):
     scene.kit.delays = "1,1,1,1"
     scene.consume()
     for _ in range(2):
-        publisher = scene.publish(1000, "--rate", "200")
+        publisher = scene.publish(ENDLESS, "--rate", "100")
         flaky = scene.publish_failing("flaky", 200, "--times", "4")
         publisher.wait_for('"confirmed"', count=200)
         with outage(publisher, *scene.consumers):

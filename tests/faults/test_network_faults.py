@@ -8,7 +8,7 @@ from pathlib import Path
 from common.exchange import CONSUMERS
 from tests.conftest import Running, wait_until
 from tests.faults.proxy import Proxy
-from tests.faults.scene import Scene, confirmed
+from tests.faults.scene import ENDLESS, Scene, confirmed
 
 LOST = "Sin conexión con el broker"
 RECONNECTED = "Conectado de nuevo"
@@ -39,7 +39,7 @@ def wait_for_all(scripts: list[Running], words: str, count: int = 1) -> None:
 
 
 def test_repeated_connection_resets_lose_nothing(scene, proxy):
-    publisher, consumers = under_load(scene, proxy, 2500, rate=100)
+    publisher, consumers = under_load(scene, proxy, ENDLESS, rate=100)
     for reset in (1, 2, 3):
         start_failures(scene, consumers)
         proxy.held = {"down"}  # the broker has confirmed more than the scripts know
@@ -53,7 +53,7 @@ def test_repeated_connection_resets_lose_nothing(scene, proxy):
 
 
 def test_connections_cut_in_mid_frame_lose_nothing(scene, proxy):
-    publisher, consumers = under_load(scene, proxy, 2000, rate=100)
+    publisher, consumers = under_load(scene, proxy, ENDLESS, rate=100)
     start_failures(scene, consumers)
     offsets = random.Random(13)
     for cut in range(1, 31):
@@ -65,7 +65,7 @@ def test_connections_cut_in_mid_frame_lose_nothing(scene, proxy):
 
 
 def test_a_black_hole_longer_than_two_heartbeats_loses_nothing(scene, proxy):
-    publisher, consumers = under_load(scene, proxy, 600, rate=60)
+    publisher, consumers = under_load(scene, proxy, ENDLESS, rate=60)
     start_failures(scene, consumers)
     proxy.held = {"up", "down"}
     wait_for_all([publisher, *consumers], LOST)
@@ -77,7 +77,7 @@ def test_a_black_hole_longer_than_two_heartbeats_loses_nothing(scene, proxy):
 
 
 def test_connections_that_go_silent_are_replaced(scene, proxy):
-    publisher, consumers = under_load(scene, proxy, 600, rate=60)
+    publisher, consumers = under_load(scene, proxy, ENDLESS, rate=60)
     start_failures(scene, consumers)
     proxy.swallow()
     wait_for_all([publisher, *consumers], LOST)

@@ -17,7 +17,7 @@ from common.publishing import confirmed_channel
 from common.simulation import CRASH_CODE
 from tests.conftest import Running, wait_until
 from tests.faults import account, fuzz
-from tests.faults.scene import DRAIN_S, SCRIPTS, confirmed
+from tests.faults.scene import DRAIN_S, ENDLESS, SCRIPTS, confirmed
 from tests.test_hostile_messages import (
     MALFORMED,
     assert_clean_output,
@@ -86,7 +86,7 @@ def test_poison_among_good_events_ends_in_the_dead_letter_queue_unchanged(scene)
                                           CRASH_CODE, dead=3)
     assert crashes == for_each_consumer(CRASHES)
 
-    load = scene.publish(2000, "--rate", "150")
+    load = scene.publish(ENDLESS, "--rate", "150")
     load.wait_for('"confirmed"', count=100)
     good = [scene.publish_failing("slow", 2, "--seconds", "0.5"),
             scene.publish_failing("duplicate", 3)]
@@ -99,7 +99,6 @@ def test_poison_among_good_events_ends_in_the_dead_letter_queue_unchanged(scene)
     send(kit, shuffled(odd + garbage + [(event_body(type="UsuarioBorrado"), None)]))
     for publisher in [*good, *poison.values()]:
         assert publisher.end() == 0, publisher.text()
-    assert load.process.poll() is None, "no good event after the poison"
 
     sent = {properties.message_id: body for properties, body in kit.messages("witness")}
     with kit.channel() as channel:
