@@ -35,7 +35,8 @@ from common.views.outcomes import Outcomes, came_later
 CONFIRM_TIMEOUT_S = 10
 ANSWERS = {ACK: "replayed", TIMEOUT: "unconfirmed"}  # else "refused"
 
-def replay(dead_letters, settings, options):
+
+def replay(dead_letters, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     edited = exported.read(Path(options.file)) if options.file else None
     outcomes, replayed, hopeless = Outcomes(), set(), 0
@@ -48,7 +49,7 @@ def replay(dead_letters, settings, options):
                 dead_letters.basic_ack(found)
             outcomes.add(found, ANSWERS.get(answer, "refused"))
 
-    with confirmed_channel(settings, CONFIRM_TIMEOUT_S,
+    with confirmed_channel(options.settings, CONFIRM_TIMEOUT_S,
                            declare=lambda *_: None) as channel:
         channel.confirm_delivery()
         dead_letters.on_idle = lambda: settle(0)
@@ -93,7 +94,7 @@ def why_not(found, options):
     return "would_replay" if options.dry_run else None
 
 
-def discard(dead_letters, settings, options, asked=None):
+def discard(dead_letters, options, asked=None):
     """Ack without a copy; only what the question was about."""
     outcomes = Outcomes()
     for found in chosen(dead_letters, options):
@@ -138,10 +139,10 @@ def wanted(found, options):
             and found.failed_at >= (options.since or ""))
 
 
-def watch(settings, options):
+def watch(options):
     """Show each once, as they come; wait for a broker that is away."""
     full = options.full or bool(options.id)
-    watcher = Watcher(settings, lambda found, n: show(found, n, full),
+    watcher = Watcher(options.settings, lambda found, n: show(found, n, full),
                       lambda found: wanted(found, options), options.limit,
                       options.idle_timeout)
     console.print_line(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar."
@@ -151,7 +152,7 @@ def watch(settings, options):
                        " Mirar no ha quitado ninguno.")
 
 
-def summary(dead_letters, settings, options):
+def summary(dead_letters, options):
     counts = Counter((found.error_type, found.consumer)
                      for found in chosen(dead_letters, options))
     most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -168,7 +169,7 @@ def summary(dead_letters, settings, options):
     return EXIT_OK
 
 
-def export(dead_letters, settings, options):
+def export(dead_letters, options):
     number = exported.write(Path(options.export), chosen(dead_letters, options))
     console.print_line(
         f"mensajes fallidos copiados en {options.export}: {number}; siguen en"
@@ -178,22 +179,21 @@ def export(dead_letters, settings, options):
 
 def main(argv=None):
     options = cli.dead_letter_options(__doc__, argv, tuple(CONSUMERS))
-    settings = cli.settings(options)
     if options.live:
-        return watch(settings, options)
+        return watch(options)
     if options.export is not None and os.path.lexists(Path(options.export)):
         console.print_error(f"{options.export} ya existe: elige otro nombre.")
         return EXIT_CHECK_FAILED
     act = (summary if options.summary else replay if options.replay
            else discard if options.discard else export)
-    with connect(settings) as connection:
-        declare_dead_letter_queue(connection, settings)
+    with connect(options.settings) as connection:
+        declare_dead_letter_queue(connection, options.settings)
         if options.discard and not (options.dry_run or options.yes):
             if (asked := question(connection, options)) is None:
                 return EXIT_CHECK_FAILED
             act = partial(discard, asked=asked)
         with DeadLetters(connection) as dead_letters:
-            return act(dead_letters, settings, options)
+            return act(dead_letters, options)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,8 @@ def main(argv=None):
     options = cli.publisher_options(__doc__, argv)
     if not options.resume:
         check_user(options.nombre, options.email)
-    settings = cli.settings(options)
     tally = Tally(options)
-    with tally, opened(settings, options, tally) as (channel, sleep, events):
+    with tally, opened(options, tally) as (channel, sleep, events):
         until_gave_up = takewhile(lambda _: not tally.gave_up, events)
         paced = cli.paced(until_gave_up, options.rate, sleep)
         for event_id, outcome in LEVELS[options.level](channel, paced):
@@ -91,21 +90,22 @@ def main(argv=None):
 
 
 @contextmanager
-def opened(settings, options, tally):
+def opened(options, tally):
     """A channel, how to pause on its connection, and the events to publish."""
     new = (user_created(options.nombre, options.email)
            for _ in range(options.count))
     if options.level < 3:
-        with connect(settings) as connection:
+        with connect(options.settings) as connection:
             channel = connection.channel()
             channel.exchange_declare(
                 exchange=EXCHANGE, exchange_type="fanout", durable=True)
             yield channel, connection.sleep, new
         return
-    outbox = Outbox(settings.state_dir)
+    outbox = Outbox(options.settings.state_dir)
     if options.resume:
         options.count = outbox.count()
-    with confirmed_channel(settings, options.timeout, outbox) as channel:
+    with confirmed_channel(
+            options.settings, options.timeout, outbox) as channel:
         tally.channel, tally.outbox = channel, outbox
         yield channel, time.sleep, outbox.left() if options.resume else new
 

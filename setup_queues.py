@@ -37,7 +37,7 @@ def declare(channel, settings):
 
 def main(argv=None):
     options = parsed(argv)
-    settings = cli.settings(options)
+    settings = options.settings
     if options.show == "mermaid":
         console.print_line(topology.mermaid(settings))
         return EXIT_OK
@@ -106,6 +106,7 @@ def reset(connection, states, options):
     for state in there:
         channel.queue_delete(queue=state.queue.name)
     channel.exchange_delete(exchange=EXCHANGE)
+    console.print_notice(f"Borrado: colas {len(there)}, mensajes {messages}.")
     return True
 
 

@@ -65,7 +65,7 @@ def main(argv=None):
     names: dict[str, str] = {}
     tally = Tally(options)
     with tally, confirmed_channel(
-            cli.settings(options), options.timeout) as channel:
+            options.settings, options.timeout) as channel:
         tally.channel = channel
         for event_id, outcome in publish(channel, options, names):
             tally.add(event_id, outcome, options.mode, names[event_id])

@@ -70,7 +70,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, action="store_true", help=words)
 
     def parse_args(self, args=None, namespace=None):
-        """What a word processor or a chat makes of -- and of quotes gets a sentence of its own."""
+        """The flags, and as `settings` the settings. What a word processor or a chat makes of --
+        and of quotes gets a sentence of its own."""
         for word in filter(None, sys.argv[1:] if args is None else args):
             first, last = unicodedata.category(word[0]), unicodedata.category(word[-1])
             flag = "--" + re.sub(r"^\W+", "", word).partition("=")[0]
@@ -78,7 +79,9 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{word} se escribe {flag}, con dos guiones cortos")
             if {first, last} & {"Pi", "Pf"}:
                 self.error(f"{word} lleva comillas tipográficas: escríbelas rectas, como \"Juan\"")
-        return super().parse_args(args, namespace)
+        given = super().parse_args(args, namespace)
+        given.settings = config.load({name: vars(given)[name] for _, name, *_ in SETTINGS})
+        return given
 
     def error(self, message: str) -> NoReturn:
         wrong_usage(message)
@@ -90,12 +93,8 @@ def wrong_usage(message: str) -> NoReturn:
     sys.exit(EXIT_USAGE)
 
 
-def settings(arguments: argparse.Namespace) -> config.Settings:
-    return config.load({setting: vars(arguments)[setting] for _, setting, *_ in SETTINGS})
-
-
 def consumer_options(description: str, argv: list[str] | None) -> argparse.Namespace:
-    """The flags of a consumer, and its settings."""
+    """The flags of a consumer."""
     parser = Parser(description)
     parser.value("--prefetch", whole(1, 10_000), "N", "eventos sin ack (por defecto, 200)", 200)
     parser.value("--limit", whole(1, 10**9), "N", "termina tras N eventos")
@@ -103,9 +102,7 @@ def consumer_options(description: str, argv: list[str] | None) -> argparse.Names
     parser.switch("--ephemeral", "cola efímera: pierde lo publicado sin ella; sin reintentos")
     parser.switch("--steps", "muestra los pasos de un evento: recibido, trabajo, commit, ack")
     parser.switch("--report", "muestra lo procesado y termina")
-    given = parser.parse_args(argv)
-    given.settings = settings(given)
-    return given
+    return parser.parse_args(argv)
 
 
 def state_dir(options: argparse.Namespace, consumer: str) -> Path | None:
@@ -113,12 +110,17 @@ def state_dir(options: argparse.Namespace, consumer: str) -> Path | None:
     folder = options.settings.state_dir
     if not options.report or folder.is_file() or os.path.lexists(folder / f"{consumer}.db"):
         return folder
-    if folder.is_dir() or folder == config.ROOT / config.DEFAULTS["STATE_DIR"]:
-        console.print_notice(f"Todavía no hay nada en {folder / consumer}.db: arranca este"
-                             " consumidor sin --report y publica un evento.")
-        return None
-    raise config.ConfigError(f"No hay nada que mostrar: la carpeta {folder} no existe. Corrige"
-                             " STATE_DIR o --state-dir, o arranca antes un consumidor con ella.")
+    _check_folder(folder)
+    console.print_notice(f"Todavía no hay nada en {folder / consumer}.db: arranca este"
+                         " consumidor sin --report y publica un evento.")
+    return None
+
+
+def _check_folder(folder: Path) -> None:
+    """Its name may be mistyped: what only reads it does not create it."""
+    if not folder.exists() and folder != config.ROOT / config.DEFAULTS["STATE_DIR"]:
+        raise config.ConfigError(f"No hay nada que leer: la carpeta {folder} no existe. Corrige"
+                                 " STATE_DIR o --state-dir.")
 
 
 def publisher_options(description: str, argv: list[str] | None) -> argparse.Namespace:
@@ -140,6 +142,8 @@ def publisher_options(description: str, argv: list[str] | None) -> argparse.Name
     if missing and not given.resume:
         parser.error(f"falta {', '.join(missing)}")
     given.level = given.level or 3
+    if given.resume:
+        _check_folder(given.settings.state_dir)
     return given
 
 

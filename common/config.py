@@ -145,7 +145,7 @@ def _delays(text: str) -> tuple[float, ...]:
     if not (0 < len(delays) <= MAX_DELAYS and all(0.001 <= d <= MAX_DELAY_S for d in delays)):
         raise ConfigError(
             f"RETRY_DELAYS={text[:60]!r} no vale: escribe de 1 a {MAX_DELAYS} retardos en segundos,"
-            f" de 0.001 a {MAX_DELAY_S}, separadas por comas; ejemplo: RETRY_DELAYS=5,30,120.")
+            f" de 0.001 a {MAX_DELAY_S}, separados por comas; ejemplo: RETRY_DELAYS=5,30,120.")
     return delays
 
 

@@ -142,6 +142,7 @@ def _log_in(server: smtplib.SMTP, smtp_url: str, parts) -> None:
     starttls = parts.scheme == "smtp" and server.has_extn("starttls")
     if starttls:
         server.starttls(context=ssl.create_default_context())
+        server.ehlo_or_helo_if_needed()  # a refusal now is not one of the account
     if not parts.username:
         return
     if parts.scheme == "smtp" and not starttls and parts.hostname not in LOCAL_HOSTS:

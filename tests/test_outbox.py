@@ -101,6 +101,14 @@ def test_resume_sends_unconfirmed_events_under_the_same_ids(kit, offline_kit):
     assert again.stdout == "No queda nada por enviar.\n"
 
 
+def test_resume_with_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit):
+    folder = kit.state.parent / "nope"
+    result = kit.call(PUBLISHER, "--resume", "--state-dir", str(folder))
+    assert (result.returncode, result.stdout) == (78, "")
+    assert result.stderr.startswith(f"No hay nada que leer: la carpeta {folder} no existe. ")
+    assert not folder.exists()
+
+
 def test_events_that_the_password_kept_from_the_broker_are_reported_and_kept(kit):
     stranger = kit.using(url=kit.url.replace("guest:guest", "guest:wrong"))
     ended = stranger.call(PUBLISHER, *USER, "--count", "3", "--json")

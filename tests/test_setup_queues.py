@@ -328,5 +328,6 @@ def test_force_still_asks(kit):
     assert kit.depth("email_queue") == 3
     result = kit.call(SETUP, "--reset", "--force", typed="s\n")
     assert result.returncode == 0 and "mensajes: 3" in result.stdout
+    assert "Borrado: colas 13, mensajes 3." in result.stdout
     assert kit.depth("email_queue") == 0
     wait_until(lambda: kit.call(SETUP, "--check").returncode == 0, "all queues to be declared")

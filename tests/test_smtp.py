@@ -136,7 +136,7 @@ def test_451_is_retried_and_550_is_a_dead_letter_at_once(kit, mail_server):
 
 
 def test_mail_waits_for_an_unavailable_server(kit, mail_server):
-    kit = kit.using(delays="0.3,1,60")
+    kit = kit.using(delays="0.3" + 15 * ",1")
     mail_server.stop()
     [event] = publish_to(kit, "zoe")
     running = kit.start(EMAIL, "--smtp-url", mail_server.url)
@@ -165,7 +165,8 @@ def test_a_silent_server_counts_as_unavailable_and_blocks_no_other_process(
 def server_replying(request):
     """Return start(**replies): it starts a server and returns its URL.
 
-    `replies` maps a command, GREETING or DOT (the end of the data) to an unusual reply.
+    `replies` maps a command, GREETING or DOT (the end of the data) to an unusual reply, or to an
+    iterator of replies.
     """
     sockets = []
 
@@ -183,8 +184,9 @@ def server_replying(request):
 def serve(server, replies: dict) -> None:
     with suppress(OSError), server.accept()[0] as connection:
         def reply(name: str, usual: str) -> None:
-            line = f"{replies.get(name, usual)}\r\n"
-            connection.sendall(line.encode("utf-8", "surrogateescape"))
+            line = replies.get(name, usual)
+            line = line if isinstance(line, str) else next(line)
+            connection.sendall(f"{line}\r\n".encode("utf-8", "surrogateescape"))
 
         reply("GREETING", "220 hola")
         data = False
@@ -221,6 +223,16 @@ def test_only_replies_about_the_message_itself_are_permanent_errors(
     with pytest.raises(error) as raised:
         mail.send(server_replying(**replies), EVENT)
     assert SECRET not in str(raised.value)
+
+
+def test_a_server_that_refuses_to_go_on_after_starttls_does_not_refuse_the_account(
+        server_replying, monkeypatch):
+    def forget_the_greeting(server, context):  # what starttls() does, without TLS
+        server.ehlo_resp = server.helo_resp = None
+    monkeypatch.setattr(mail.smtplib.SMTP, "starttls", forget_the_greeting)
+    url = server_replying(EHLO=iter(["250-x\r\n250 STARTTLS", "550 no"]), HELO="550 no")
+    with pytest.raises(mail.MailNotSent, match="550"):
+        mail.send(url, EVENT)
 
 
 def test_a_failed_quit_is_ignored(server_replying):

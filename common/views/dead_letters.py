@@ -44,6 +44,7 @@ class DeadLetter:
         deaths = self.headers.get("x-death")  # none if a consumer of the kit wrote this message
         newest = deaths[0] if isinstance(deaths, list) and deaths else {}
         self._death: dict = newest if isinstance(newest, dict) else {}
+        self._reason = str(self._death.get("reason", ""))
         self.message_id = str(properties.message_id or "")
 
     @cached_property
@@ -122,10 +123,6 @@ class DeadLetter:
             return shown | {"body": self.body.decode()}
         except UnicodeDecodeError:
             return shown | {"body_base64": base64.b64encode(self.body).decode()}
-
-    @property
-    def _reason(self) -> str:
-        return str(self._death.get("reason", ""))
 
     def _text(self, name: str) -> str:
         value = self.headers.get(name)

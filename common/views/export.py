@@ -57,8 +57,7 @@ def read(file: Path) -> dict[Key, bytes]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = console.reason(error) if isinstance(error, OSError) else "no es texto UTF-8"
-        raise EditError(f"No se puede leer {file} ({why}): da el archivo que creó --export.") \
-            from None
+        raise EditError(f"No se puede leer {file} ({why}): da el archivo de --export.") from None
     bodies = {}
     for number, line in enumerate(text.split("\n"), start=1):  # a text may have U+2028
         if line.strip():

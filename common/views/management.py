@@ -21,8 +21,7 @@ class Management:
     """problem: why the last queues() was empty, one Spanish sentence; "" if it was not."""
 
     def __init__(self, settings: Settings):
-        self._settings = settings
-        self.problem, self._ask_at = "", 0.0
+        self._settings, self.problem, self._ask_at = settings, "", 0.0
 
     def queues(self) -> dict[str, int | None]:
         """The unacked messages of each queue of the vhost, some seconds old; None: not counted yet.

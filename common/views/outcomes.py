@@ -39,8 +39,7 @@ class Outcomes:
         console.print_line(f"mensajes fallidos: {self.counts.total()}" + "".join(
             f" · {OUTCOMES[outcome][0].partition(';')[0]}: {number}"
             for outcome, number in self.counts.items()) + came_later(later))
-        left = any(OUTCOMES[outcome][1] == "error" for outcome in self.counts)
-        return EXIT_PARTLY if left else EXIT_OK
+        return EXIT_PARTLY if any(OUTCOMES[name][1] == "error" for name in self.counts) else EXIT_OK
 
 
 def came_later(later: int) -> str:

@@ -51,7 +51,7 @@ def mermaid(settings: Settings) -> str:
                       f"  {queue.name} --> {consumer}([consumidor {consumer}])",
                       f"  {consumer} -. sin más intentos .-> {DEAD_LETTER_QUEUE}"]
         elif target:
-            delay = f"{queue.arguments['x-message-ttl'] / 1000:g} s"
+            delay_s = queue.arguments["x-message-ttl"] / 1000
             lines += [f"  {consumer} -. falla .-> {queue.name}",
-                      f"  {queue.name} -- {delay} --> {target}"]
+                      f"  {queue.name} -- {delay_s:g} s --> {target}"]
     return "\n".join(lines)
