@@ -8,8 +8,8 @@
   python dead_letter_consumer.py --replay --from fallidos.jsonl    corregidos
   python dead_letter_consumer.py --discard    los borra (pregunta)
 
---consumer, --id, --error y --since eligen cuáles. Con --dry-run, --replay y
---discard dicen qué harían.
+--consumer, --id, --error y --since eligen cuáles. --replay y --discard, con
+--dry-run, solo dicen qué harían.
 """
 
 import itertools

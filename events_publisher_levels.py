@@ -1,7 +1,6 @@
 """Publica eventos UsuarioCreado con tres niveles de garantía.
 
-  python events_publisher_levels.py --level 1 --nombre "Juan" \
---email "juan@eco.com"
+  python events_publisher_levels.py --level 1 --nombre Juan --email juan@eco.com
 
   nivel 1, simple       se envía; nadie contesta
   nivel 2, persistente  se pide al broker que lo guarde; nadie contesta

@@ -92,7 +92,7 @@ def parser():
                       help="todas las líneas de los scripts y todas las comprobaciones")
     test = add("test", "las pruebas, en brokers privados; detrás de -- van opciones de pytest")
     test.add_argument("--faults", action="store_true",
-                      help="también los fallos de tests/faults: unos veinte minutos más")
+                      help="también los fallos de tests/faults: un cuarto de hora más")
     bench = add("bench", "el kit al lado de otras bibliotecas, medido en un broker privado")
     bench.add_argument("parts", nargs="*", metavar="PARTE",
                        help=BENCH_PARTS + "; por defecto todas, unos veinte minutos")

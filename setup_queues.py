@@ -3,7 +3,7 @@
   python setup_queues.py               crea lo que falte y muestra el árbol
   python setup_queues.py --show text   solo mira (también json y mermaid)
   python setup_queues.py --watch       mira sin parar, hasta Ctrl-C
-  python setup_queues.py --check       compara; sale con 1 si algo difiere
+  python setup_queues.py --check       compara; código 1 si algo difiere
   python setup_queues.py --reset       las borra y las crea de nuevo (pregunta)
 
 Crear otra vez lo que ya está no cambia nada.
@@ -92,7 +92,7 @@ def reset(connection, states, options):
             if state.ready or state.unacked or state.consumers]
     if busy and not options.force:
         for state in busy:
-            console.print_line(f"{state.queue.name}: {state.ready} listos,"
+            console.print_line(f"{state.queue.name} · listos: {state.ready},"
                                f" consumidores: {state.consumers}", "warn")
         console.print_error("No se borra nada: esas colas tienen mensajes o"
                             " consumidores. Para borrarlas con todo, --force.")
@@ -117,7 +117,7 @@ def parsed(argv):
                         help="solo mira, en este formato")
     for flag, words in (
             ("--watch", "redibuja el flujo cada segundo, hasta Ctrl-C"),
-            ("--check", "compara con lo que debe haber; 1 si algo difiere"),
+            ("--check", "compara con lo que debe haber; código 1 si difiere"),
             ("--dry-run", "dice qué crearía, sin crear nada"),
             ("--reset", "borra todo y lo crea de nuevo; pregunta antes")):
         action.add_argument(flag, action="store_true", help=words)

@@ -31,7 +31,7 @@ SETTINGS = (  # flag, setting, its value and its meaning in --help
     ("--state-dir", "STATE_DIR", "CARPETA", ": dónde se guarda lo procesado"),
     ("--queue-type", "QUEUE_TYPE", "TIPO", ": quorum o classic"),
     ("--ca-file", "RABBITMQ_CA_FILE", "ARCHIVO", ": quién firmó el certificado, amqps://"),
-    ("--management-url", "RABBITMQ_MANAGEMENT_URL", "URL", ": la API que ve lo sin ack"),
+    ("--management-url", "RABBITMQ_MANAGEMENT_URL", "URL", ": la API de gestión"),
     ("--smtp-url", "SMTP_URL", "URL", ": servidor de correo; sin ella, solo STATE_DIR"))
 SLOW_STOP_S = 1  # a stop that takes longer says so
 NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal:"
@@ -140,7 +140,7 @@ def publisher_options(description: str, argv: list[str] | None) -> argparse.Name
         parser.error("--resume envía lo que quedó, con el nivel 3: no va junto con --level,"
                      " --nombre, --email ni --count")
     if missing and not given.resume:
-        parser.error(f"falta {', '.join(missing)}")
+        parser.error(f"falta{'n' * (len(missing) > 1)} {', '.join(missing)}")
     given.level = given.level or 3
     if given.resume:
         _check_folder(given.settings.state_dir)
@@ -157,8 +157,8 @@ def dead_letter_options(description: str, argv: list[str] | None,
     action.add_argument("--replay", action="store_true", help="reenvía cada uno a su cola")
     action.add_argument("--discard", action="store_true", help="los borra; pregunta antes")
     parser.add_argument("--consumer", choices=consumers, help="solo los de este consumidor")
-    parser.value("--limit", whole(1, 10**9), "N", "N, como mucho")
-    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: termina sin nuevos en S s")
+    parser.value("--limit", whole(1, 10**9), "N", "N mensajes, como mucho")
+    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: acaba tras S s sin nuevos")
     parser.value("--id", str, "ID", "solo este evento; vale el final del id, como en pantalla")
     parser.value("--error", str, "TEXTO", "solo si el error contiene este texto")
     parser.value("--since", moment, "TIEMPO", "solo desde: 10m, 2h, 1d o una hora RFC 3339")
@@ -166,7 +166,7 @@ def dead_letter_options(description: str, argv: list[str] | None,
     parser.add_argument("--from", dest="file", metavar="ARCHIVO",
                         help="--replay: solo los de este archivo de --export, con sus correcciones")
     parser.value("--max-replays", whole(1, 10**6), "N",
-                 "--replay: deja los que ya se reenviaron N veces (por defecto, 3)", 3)
+                 "--replay: omite los que ya se reenviaron N veces (por defecto, 3)", 3)
     parser.switch("--force", "--replay: también esos")
     parser.switch("--full", "en vivo: cada uno entero, con su historial; también con --id")
     parser.switch("--dry-run", "dice qué haría, sin hacerlo")

@@ -116,7 +116,7 @@ class Consumer:
             self._step(delivery, "recibido" + ", reentregado" * delivery.redelivered)
             yield delivery
             if not delivery.outcome:
-                raise KitError("El bucle dejó un evento sin basic_ack, retry ni dead_letter.")
+                raise KitError("Un evento quedó sin verbo: llama a basic_ack, retry o dead_letter.")
             active_at = time.monotonic()
             if alone or not self._subscription.inbox or active_at - batch_at > BATCH_S:
                 self.finish()

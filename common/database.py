@@ -17,8 +17,8 @@ LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
 COMFORT = "No se pierde nada: lo que falta sigue en el broker o en STATE_DIR."
 _DISK = {
     "full": "el disco está lleno: libera espacio",
-    "malformed": "está dañado: apártalo o bórralo",
-    "not a database": "no es una base de datos: apártalo o bórralo",
+    "malformed": "está dañado: apártalo, sin borrarlo,",
+    "not a database": "no es una base de datos: apártalo, sin borrarlo,",
     "readonly": "es de solo lectura: da permiso de escritura",
     "unable to open": "no se puede abrir: revisa los permisos de la carpeta",
     "disk i/o": "el disco falló: revísalo",

@@ -116,5 +116,5 @@ def _text(fields: dict, name: str, form: re.Pattern = re.compile(".+")) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or len(value) > 255 or not value.isprintable() or (
             not form.fullmatch(value)):
-        raise MalformedEvent(f"falta {name} o no tiene su forma")
+        raise MalformedEvent(f"falta {name} o no tiene el formato debido")
     return value

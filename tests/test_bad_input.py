@@ -54,7 +54,7 @@ def assert_refused(result, code: int, *words: str) -> str:
 
 
 @pytest.mark.parametrize("script, flags, words", [
-    (PUBLISHER, "", "falta --level, --nombre, --email"),
+    (PUBLISHER, "", "faltan --level, --nombre, --email"),
     *((PUBLISHER, f"--nombre J --email j@e.co --level {level}",
        "--level: escribe un número entero de 1 a 3")
       for level in ("0", "4", "-1", "1.5", "uno", "²", "9" * 5000)),

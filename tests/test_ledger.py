@@ -194,7 +194,7 @@ def test_a_new_file_that_another_program_has_locked_is_waited_for_until_a_stop(t
 
 def test_a_corrupt_file_is_reported_with_a_remedy(tmp_path):
     (tmp_path / "loyalty.db").write_bytes(b"not a database, really" * 500)
-    with pytest.raises(StateError, match="loyalty.db: .*apártalo o bórralo") as raised:
+    with pytest.raises(StateError, match="loyalty.db: .*apártalo, sin borrarlo") as raised:
         Ledger(tmp_path, "loyalty", TABLES)
     assert raised.value.exit_code == 78
 

@@ -144,7 +144,7 @@ def test_an_event_without_an_ack_is_shown_where_the_management_api_answers(kit, 
     consumer.kill()
     live.wait_for("loyalty_queue 3")
     refused = watched.run(SETUP, "--reset", "--yes")
-    assert refused.returncode == 1 and "loyalty_queue: 3 listos" in refused.stdout
+    assert refused.returncode == 1 and "loyalty_queue · listos: 3," in refused.stdout
 
 
 @pytest.mark.parametrize("answers", [True, False], ids=["management API", "announced"])
@@ -169,7 +169,7 @@ def test_retry_queues_of_other_delays_are_shown_checked_and_reset(kit, shared_no
     live = kit.start(SETUP, "--watch")
     live.wait_for("loyalty_queue.retry.600s 1")
     refused = kit.run(SETUP, "--reset", "--yes")
-    assert refused.returncode == 1 and "loyalty_queue.retry.600s: 1 listos" in refused.stdout
+    assert refused.returncode == 1 and "loyalty_queue.retry.600s · listos: 1," in refused.stdout
     kit.run_ok(SETUP, "--reset", "--yes", "--force")
     kit.run_ok(SETUP, "--check")
     with kit.channel() as channel, pytest.raises(pika.exceptions.ChannelClosedByBroker):
@@ -292,7 +292,7 @@ def test_reset_refuses_to_delete_messages_without_force(kit):
     for arguments in (["--reset"], ["--reset", "--yes"]):
         refused = kit.call(SETUP, *arguments)
         assert refused.returncode == 1
-        assert "email_queue: 2" in refused.stdout and "--force" in refused.stderr
+        assert "email_queue · listos: 2" in refused.stdout and "--force" in refused.stderr
         assert kit.depth("email_queue") == 2
     kit.call_ok(SETUP, "--reset", "--yes", "--force")
     assert kit.depth("email_queue") == 0

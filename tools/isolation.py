@@ -69,7 +69,7 @@ def _refuse_if_used(settings: Settings) -> None:
         raise IsolationError(
             f"En {masked(settings.urls[0])} ya existe {used[0]} y no se puede crear un vhost aparte"
             " (hace falta el plugin de gestión y un usuario administrador): la demo no toca colas"
-            " ajenas.")
+            " ajenas. Activa el plugin o usa otro broker.")
 
 
 def _delete_all(settings: Settings) -> None:

@@ -175,7 +175,7 @@ class Node:
                 self.check_ports()  # one of them may have been taken since
                 error = self._first_error()
                 raise (PortTaken if "eaddrinuse" in error else NodeError)(
-                    f"El nodo privado de RabbitMQ no arrancó: {error} (registro:"
+                    f"El nodo privado de RabbitMQ no arrancó: {error} (log:"
                     f" {self.folder / 'broker.log'})")
             time.sleep(POLL_S)
 
@@ -292,7 +292,7 @@ class Node:
         while self._has_process():
             if time.monotonic() > deadline:
                 raise NodeError(f"El nodo privado de RabbitMQ no terminó en {timeout:g} s"
-                                f" (registro: {self.folder / 'broker.log'}).")
+                                f" (log: {self.folder / 'broker.log'}).")
             time.sleep(POLL_S)
         self._process = None
 
@@ -305,7 +305,7 @@ class Node:
         lines = (self.log()[self._old_log:] + _read(self.folder / "console.log")).splitlines()
         errors = [line for line in lines if ERROR_MARK.search(line)]
         texts = (ERROR_MARK.sub("", line).strip() for line in errors or reversed(lines))
-        return next((text for text in texts if any(map(str.islower, text))), "sin registro")
+        return next((text for text in texts if any(map(str.islower, text))), "sin log")
 
 
 def kept_node() -> Node | None:

@@ -33,7 +33,8 @@ def up(yes: bool) -> int:
     configured = configured_url()
     if urlsplit(configured).hostname not in config.LOCAL_HOSTS:
         raise NoBroker(f"RABBITMQ_URL apunta a {config.masked(configured)}, que no responde y que"
-                       " desde aquí no se puede arrancar.")
+                       " desde aquí no se puede arrancar: arráncalo en ese equipo o quita"
+                       " RABBITMQ_URL.")
     if compose_up():
         COMPOSE_MARK.parent.mkdir(exist_ok=True)
         COMPOSE_MARK.touch()

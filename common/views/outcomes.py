@@ -13,9 +13,9 @@ OUTCOMES = {
     "would_replay": ("se reenviaría a su cola", None),
     "discarded": ("borrado", "warn"),
     "would_discard": ("se borraría", None),
-    "unknown_queue": ("sigue aquí: no se sabe de qué cola vino", "error"),
+    "unknown_queue": ("sigue aquí: no se sabe de qué cola vino; --export lo copia", "error"),
     "refused": ("sigue aquí: su cola falta (setup_queues.py) o está llena", "error"),
-    "unconfirmed": ("sigue aquí: el broker no confirmó su copia", "error"),
+    "unconfirmed": ("sigue aquí: el broker no confirmó su copia; repite la orden", "error"),
     "worn_out": ("sigue aquí: ya se reenvió mucho; con --force, otra vez", "error"),
     "gone": ("ya no está: otra terminal lo reenvió o lo borró", "error")}
 
@@ -43,4 +43,4 @@ class Outcomes:
 
 
 def came_later(later: int) -> str:
-    return f" · {later} más llegaron después" if later else ""
+    return f" · {later} más {'llegó' if later == 1 else 'llegaron'} después" if later else ""

@@ -39,7 +39,7 @@ def as_json(states) -> dict:
 
 
 def mermaid(settings: Settings) -> str:
-    """The diagram of the README; needs no broker."""
+    """The diagram of docs/topologia.md; needs no broker."""
     lines = ["flowchart LR",
              f"  publisher([events_publisher_levels.py]) --> {EXCHANGE}{{{{{EXCHANGE} · fanout}}}}"]
     for queue in topology(settings):
