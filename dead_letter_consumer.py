@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from common import cli, console
-from common.cli import EXIT_CHECK_FAILED, EXIT_OK
+from common.cli import EXIT_CHECK_FAILED
 from common.confirms import ACK, TIMEOUT, WINDOW
 from common.connection import connect
 from common.events import now
@@ -28,7 +28,7 @@ from common.publishing import confirmed_channel
 from common.retry import EDITED, copied_properties, replay_headers
 from common.simulation import ALWAYS
 from common.views import export as exported
-from common.views.dead_letters import DeadLetters, declare_dead_letter_queue
+from common.views.dead_letters import DeadLetters
 from common.views.live import HEADING, Watcher, show
 from common.views.outcomes import Outcomes, came_later
 
@@ -110,9 +110,10 @@ def discard(dead_letters, options, asked=None):
     return outcomes.close(dead_letters.later)
 
 
-def question(connection, options):
-    """What would be deleted, by digest; None if the answer is no."""
-    with DeadLetters(connection) as dead_letters:
+def question(options):
+    """What would be deleted, by digest, or None; asked without a connection."""
+    with (connect(options.settings) as connection,
+          DeadLetters(connection, options.settings) as dead_letters):
         asked = Counter(one.digest for one in chosen(dead_letters, options))
     if asked and not cli.confirm("Mensajes fallidos que se borrarían para"
                                  f" siempre: {asked.total()}. ¿Borrarlos?"):
@@ -160,13 +161,12 @@ def summary(dead_letters, options):
         for (error, consumer), number in most_first:
             console.print_json(
                 {"error": error, "consumer": consumer, "count": number})
-        return EXIT_OK
+        return
     rows = [("error", "consumidor", "mensajes"),
             *((*key, number) for key, number in most_first)]
     total = f"total: {counts.total()}" + came_later(dead_letters.later)
     for line in [*console.table(rows, right={2}), total]:
         console.print_line(line)
-    return EXIT_OK
 
 
 def export(dead_letters, options):
@@ -174,7 +174,6 @@ def export(dead_letters, options):
     console.print_line(
         f"mensajes fallidos copiados en {options.export}: {number}; siguen en"
         f" {DEAD_LETTER_QUEUE}{came_later(dead_letters.later)}.", "ok")
-    return EXIT_OK
 
 
 def main(argv=None):
@@ -186,14 +185,14 @@ def main(argv=None):
         return EXIT_CHECK_FAILED
     act = (summary if options.summary else replay if options.replay
            else discard if options.discard else export)
-    with connect(options.settings) as connection:
-        declare_dead_letter_queue(connection, options.settings)
-        if options.discard and not (options.dry_run or options.yes):
-            if (asked := question(connection, options)) is None:
-                return EXIT_CHECK_FAILED
-            act = partial(discard, asked=asked)
-        with DeadLetters(connection) as dead_letters:
-            return act(dead_letters, options)
+    if options.discard and not (options.dry_run or options.yes):
+        if (asked := question(options)) is None:
+            return EXIT_CHECK_FAILED
+        act = partial(discard, asked=asked)
+    with (connect(options.settings) as connection,
+          DeadLetters(connection, options.settings) as dead_letters):
+        return act(dead_letters, options)
+
 
 
 if __name__ == "__main__":

@@ -39,12 +39,18 @@ def main(argv=None):
     options = parsed(argv)
     settings = options.settings
     if options.show == "mermaid":
-        console.print_line(topology.mermaid(settings))
+        drawn = topology.mermaid(settings)
+        if options.json:
+            console.print_json({"mermaid": drawn})
+        else:
+            console.print_line(drawn)
         return EXIT_OK
     if options.watch:
         Flow(settings).until_stopped()
         return EXIT_OK
     management = Management(settings)
+    if options.reset and not reset(settings, management, options):
+        return EXIT_CHECK_FAILED
     with connect(settings) as connection:
         if options.check:
             return check(connection, settings, management)
@@ -54,8 +60,6 @@ def main(argv=None):
                 missing = "crearía" if state.ready is None else "ya está"
                 console.print_line(f"{missing}  {state.queue.name}")
             return EXIT_OK
-        if options.reset and not reset(connection, states, options):
-            return EXIT_CHECK_FAILED
         if not options.show:
             declare(connection.channel(), settings)
             states = status.look(connection, settings, management)
@@ -85,28 +89,36 @@ def check(connection, settings, management):
     return EXIT_OK
 
 
-def reset(connection, states, options):
-    """Delete everything; False if somebody or something said no."""
-    there = [state for state in states if state.ready is not None]
-    busy = [state for state in there
-            if state.ready or state.unacked or state.consumers]
-    if busy and not options.force:
-        for state in busy:
-            console.print_line(f"{state.queue.name} · listos: {state.ready},"
-                               f" consumidores: {state.consumers}", "warn")
-        console.print_error("No se borra nada: esas colas tienen mensajes o"
-                            " consumidores. Para borrarlas con todo, --force.")
-        return False
-    messages = sum(state.ready + (state.unacked or 0) for state in there)
-    if not options.yes and not cli.confirm(
-            f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
-        console.print_error("No se borra nada. Sin pregunta: --yes.")
-        return False
-    channel = connection.channel()
-    for state in there:
-        channel.queue_delete(queue=state.queue.name)
-    channel.exchange_delete(exchange=EXCHANGE)
-    console.print_notice(f"Borrado: colas {len(there)}, mensajes {messages}.")
+def reset(settings, management, options):
+    """Delete everything; False if somebody or something said no. A connection
+    would not outlive a long silence: ask without one, then look again."""
+    for asked in (False, True):
+        with connect(settings) as connection:
+            there = [state for state in status.look(
+                connection, settings, management) if state.ready is not None]
+            busy = [state for state in there
+                    if state.ready or state.unacked or state.consumers]
+            for state in () if options.force else busy:
+                console.print_line(
+                    f"{state.queue.name} · listos: {state.ready},"
+                    f" consumidores: {state.consumers}", "warn")
+            if busy and not options.force:
+                console.print_error(
+                    "No se borra nada: esas colas tienen mensajes o"
+                    " consumidores. Para borrarlas con todo, --force.")
+                return False
+            messages = sum((state.ready or 0) + (state.unacked or 0)
+                           for state in there)
+            if asked:
+                channel = connection.channel()
+                for state in there:
+                    channel.queue_delete(queue=state.queue.name)
+                channel.exchange_delete(exchange=EXCHANGE)
+        if not asked and not options.yes and not cli.confirm(
+                f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
+            console.print_error("No se borra nada. Sin pregunta: --yes.")
+            return False
+    console.print_notice(f"Colas borradas: {len(there)}, mensajes: {messages}.")
     return True
 
 

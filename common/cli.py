@@ -38,11 +38,16 @@ NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno 
                " source .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay"
                " .venv, python3 kit.py broker up lo crea.")
 
+INTERRUPTED = "Interrumpido con Ctrl-C."
+
 patches.argparse_in_spanish(argparse)
 
 
 def _no_packages(kind, error, traceback) -> None:
     """Imports come before run(): every script imports this module before it imports pika."""
+    if isinstance(error, KeyboardInterrupt):
+        console.print_error(INTERRUPTED)
+        os._exit(EXIT_INTERRUPTED)
     if not isinstance(error, ModuleNotFoundError) or error.name not in ("pika", "dotenv"):
         return sys.__excepthook__(kind, error, traceback)
     console.print_error(NO_PACKAGES)
@@ -108,7 +113,7 @@ def consumer_options(description: str, argv: list[str] | None) -> argparse.Names
 def state_dir(options: argparse.Namespace, consumer: str) -> Path | None:
     """None: a report of a file that is not there, as a report creates nothing."""
     folder = options.settings.state_dir
-    if not options.report or folder.is_file() or os.path.lexists(folder / f"{consumer}.db"):
+    if not options.report or os.path.isfile(folder) or os.path.lexists(folder / f"{consumer}.db"):
         return folder
     _check_folder(folder)
     console.print_notice(f"Todavía no hay nada en {folder / consumer}.db: arranca este"
@@ -118,9 +123,9 @@ def state_dir(options: argparse.Namespace, consumer: str) -> Path | None:
 
 def _check_folder(folder: Path) -> None:
     """Its name may be mistyped: what only reads it does not create it."""
-    if not folder.exists() and folder != config.ROOT / config.DEFAULTS["STATE_DIR"]:
-        raise config.ConfigError(f"No hay nada que leer: la carpeta {folder} no existe. Corrige"
-                                 " STATE_DIR o --state-dir.")
+    if not os.path.exists(folder) and folder != config.ROOT / config.DEFAULTS["STATE_DIR"]:
+        raise config.ConfigError(f"No hay nada que leer: la carpeta {folder} no existe, o falta"
+                                 " permiso. Corrige STATE_DIR o --state-dir.")
 
 
 def publisher_options(description: str, argv: list[str] | None) -> argparse.Namespace:
@@ -236,17 +241,17 @@ def run(main: Callable[[], int | None]) -> None:
             code = main() or EXIT_OK
         finally:
             console.print_json()  # of no records: flushes stdout, also after argparse's --help
+    except (BrokenPipeError, console.PipeClosed):
+        _discard_stdout()
+        code = EXIT_OK
     except config.KitError as error:
         if isinstance(error, console.OutputError):
             _discard_stdout()
         console.print_error(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
-        console.print_error("Interrumpido con Ctrl-C.")
+        console.print_error(INTERRUPTED)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # `… | head`: the reader has all it asked for
-        _discard_stdout()
-        code = EXIT_OK
     sys.exit(code)
 
 

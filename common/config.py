@@ -1,6 +1,7 @@
 """Settings of every script: flag > environment > `.env` > default."""
 
 import os
+import re
 import ssl
 import sys
 from collections.abc import Collection, Iterable
@@ -62,7 +63,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     for name in ("STATE_DIR", "RABBITMQ_CA_FILE"):
-        if given.get(name):  # a path typed in a shell is relative to that shell's folder
+        if given.get(name, "")[:1] not in ("", "~"):  # relative to the folder of the shell
             given[name] = str(Path(given[name]).absolute())
     environment = {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)}
     values = DEFAULTS | _dotenv() | environment | given
@@ -73,11 +74,9 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
         management_url=_management_url(values["RABBITMQ_MANAGEMENT_URL"]))
 
 
-def masked(url: str) -> str:
-    """The URL without its password, for the screen."""
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, user = head.partition("://")
-    return f"{scheme}{slashes}{user.partition(':')[0]}{at}{tail}"
+def masked(text: str) -> str:
+    """A URL, or a text with one, without its password, for the screen."""
+    return re.sub(r":(?!//)\S*@", "@", text)
 
 
 def endpoints(urls: Iterable[str]) -> str:
@@ -99,10 +98,10 @@ def _dotenv() -> dict[str, str]:
         raise ConfigError("No se puede leer el archivo .env: guárdalo como texto UTF-8"
                           " y vuelve a probar.") from None
     for line in parse_stream(StringIO(text)):
-        if line.error:
+        if line.error or (line.key and line.value is None):
             raise ConfigError(f"La línea {line.original.line} de .env no se entiende:"
                               " escribe NOMBRE=valor.")
-    values = dotenv_values(stream=StringIO(text))
+    values = dotenv_values(stream=StringIO(text), interpolate=False)
     for name in values.keys() - DEFAULTS.keys() - COMPOSE_NAMES:
         if alike := get_close_matches(name.upper(), DEFAULTS, n=1, cutoff=0.8):
             raise ConfigError(f"El archivo .env tiene {name}, que no es un ajuste del kit: ¿querías"
@@ -144,14 +143,14 @@ def _delays(text: str) -> tuple[float, ...]:
         delays = ()
     if not (0 < len(delays) <= MAX_DELAYS and all(0.001 <= d <= MAX_DELAY_S for d in delays)):
         raise ConfigError(
-            f"RETRY_DELAYS={text[:60]!r} no vale: escribe de 1 a {MAX_DELAYS} retardos en segundos,"
-            f" de 0.001 a {MAX_DELAY_S}, separados por comas; ejemplo: RETRY_DELAYS=5,30,120.")
+            f"RETRY_DELAYS={masked(text)[:60]!r} no vale: escribe de 1 a {MAX_DELAYS} retardos, en"
+            f" segundos, de 0.001 a {MAX_DELAY_S}; ejemplo: RETRY_DELAYS=5,30,120.")
     return delays
 
 
 def _state_dir(text: str) -> Path:
     with suppress(RuntimeError, ValueError):  # ~user, and this machine has no such user
-        if "\0" not in text:
+        if text and "\0" not in text:
             return ROOT / Path(text).expanduser()
     raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
 
@@ -202,5 +201,5 @@ def _server(url: str, schemes: Collection[str]) -> SplitResult:
 
 def _queue_type(text: str) -> str:
     if text not in ("quorum", "classic"):
-        raise ConfigError(f"QUEUE_TYPE={text[:60]!r} no vale: escribe quorum o classic.")
+        raise ConfigError(f"QUEUE_TYPE={masked(text)[:60]!r} no vale: escribe quorum o classic.")
     return text

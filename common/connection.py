@@ -170,7 +170,7 @@ class Link:
 
     def restart(self, words: str) -> None:
         """Give this connection up for a new one; `words` says why."""
-        if self._connection and not self._closed:
+        if (self._connection or self._pausing) and not self._closed:
             self._drop(words)
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ class Link:
         """Print from the I/O thread; if stdout fails, the main thread ends the script."""
         try:
             console.print_line(f"{console.clock()} {text}", colour)
-        except (BrokenPipeError, console.OutputError) as error:
+        except console.OutputError as error:
             self._io.error = error
 
 

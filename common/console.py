@@ -35,17 +35,22 @@ json_mode = False
 
 class OutputError(KitError):
     """stdout or stderr cannot be written: a full disk behind a redirection."""
-
     exit_code = 78
+
+
+class PipeClosed(OutputError):
+    """`… | head`: the reader has all it asked for."""
 
 
 def set_up(as_json: bool = False) -> None:
     """Call once at the start: an old Windows console cannot print ✔ and has to enable colour."""
     global json_mode
     json_mode = as_json
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the script
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")
     if os.name == "nt":
         os.system("")  # enables the terminal's escape codes (bugs.python.org/issue30075)
 
@@ -93,19 +98,19 @@ def out():
 
 
 def print_line(text: str, colour: str | None = None, end: str = "\n") -> None:
-    """Print a line for people. Raises OutputError, BrokenPipeError."""
+    """Print a line for people. Raises OutputError."""
     _write(out(), paint(_wrapped(text, out()), colour) + end)
 
 
 def print_notice(text: str) -> None:
     """A line that no one misses if stdout is gone."""
-    with suppress(OutputError, BrokenPipeError):
+    with suppress(OutputError):
         print_line(text)
 
 
 def print_error(text: str) -> None:
     """Print a line that says what went wrong and what to do; nobody hears it if stderr is gone."""
-    with suppress(OutputError, BrokenPipeError):
+    with suppress(OutputError):
         shown = _wrapped("\n".join(map(clean, text.splitlines())), sys.stderr)
         _write(sys.stderr, paint(shown, "error", sys.stderr) + "\n")
 
@@ -128,7 +133,7 @@ def print_deliveries(consumer: str, deliveries: list) -> None:
     for delivery in deliveries:
         line = paint(clean(delivery.line), OUTCOME_COLOURS.get(delivery.outcome), sys.stdout)
         text += (f"{at} {line} · id"
-                 f" {clean(delivery.event_id)[-SHORT_ID:]} · intento {delivery.attempt}\n")
+                 f" {clean(delivery.event_id)[-SHORT_ID:] or '-'} · intento {delivery.attempt}\n")
         if delivery.why:
             text += f"         {clean(delivery.why)}\n"
     _write(sys.stdout, _wrapped(text, sys.stdout) if sys.stdout.isatty() else text)
@@ -154,9 +159,9 @@ def _write(stream, text: str) -> None:
         with _lock:  # two threads print
             stream.write(text)
             stream.flush()
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if error.errno == errno.EPIPE or (os.name == "nt" and error.errno == errno.EINVAL):
+            raise PipeClosed from None
         raise OutputError(f"No se puede escribir en la salida ({reason(error)}):"
                           " libera espacio o redirige a otro archivo.") from None
 

@@ -16,25 +16,23 @@ from common.retry import PermanentError
 LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
 COMFORT = "No se pierde nada: lo que falta sigue en el broker o en STATE_DIR."
 _DISK = {
-    "full": "el disco está lleno: libera espacio",
-    "malformed": "está dañado: apártalo, sin borrarlo,",
+    "disk is full": "el disco está lleno: libera espacio",
+    "image is malformed": "está dañado: apártalo, sin borrarlo,",
     "not a database": "no es una base de datos: apártalo, sin borrarlo,",
-    "readonly": "es de solo lectura: da permiso de escritura",
-    "unable to open": "no se puede abrir: revisa los permisos de la carpeta",
-    "disk i/o": "el disco falló: revísalo",
-    "locked": "otro programa lo tiene bloqueado: ciérralo",
+    "readonly database": "es de solo lectura: da permiso de escritura",
+    "unable to open database": "no se puede abrir: revisa los permisos de la carpeta",
+    "disk i/o error": "el disco falló: revísalo",
+    "is locked": "otro programa lo tiene bloqueado: ciérralo",
 }
 
 
 class StateError(KitError):
     """The state on disk cannot be used."""
-
     exit_code = 78
 
 
 class Stopped(KitError):
     """Ctrl-C while another process has the file."""
-
     exit_code = 0
 
 

@@ -80,7 +80,6 @@ class Ledger:
         return any(self.execute("SELECT 1 FROM done WHERE event_id = ?", UUID(event_id).bytes))
 
     def forget_old(self) -> None:
-        """Delete the rows older than KEEP_DAYS."""
         self.begin()
         self.execute("DELETE FROM done WHERE done_at < ?", time.time() - KEEP_DAYS * 86_400)
         self.commit()

@@ -6,15 +6,16 @@ Source: https://www.rfc-editor.org/rfc/rfc5321#section-4.2.1 (4yz, 5yz), RFC 495
 
 import base64
 import binascii
+import calendar
 import email
 import email.policy
+import re
 import smtplib
 import socket
 import ssl
 import threading
 from contextlib import contextmanager, suppress
-from datetime import datetime
-from email.utils import format_datetime
+from email.utils import formatdate
 from urllib.parse import unquote, urlsplit
 
 from common import console
@@ -39,10 +40,10 @@ class MailNotSent(Exception):
 def welcome(event: Event, smtp_url: str = "") -> bytes:
     """A complete RFC 5322 message, the same bytes for the same event."""
     subject = encoded_words(f"Te damos la bienvenida, {event.nombre}")
-    made_at = datetime.fromisoformat(event.time[:19].upper())
+    made_at = calendar.timegm(tuple(map(int, re.findall("[0-9]+", event.time[:19]))))
     head = (f"From: Ecomarket <{sender(smtp_url)}>\n"
             f"To: {encoded_words(event.nombre)}\n <{event.email}>\n"
-            f"Subject: {subject}\nDate: {format_datetime(made_at)}\n"
+            f"Subject: {subject}\nDate: {formatdate(made_at)}\n"
             f"Message-ID: <{event.id}@ecomarket.example>\nMIME-Version: 1.0\n"
             "Content-Type: text/plain; charset=\"utf-8\"\n"
             "Content-Transfer-Encoding: quoted-printable\n\n")

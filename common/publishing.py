@@ -63,8 +63,9 @@ class ConfirmedChannel:
         """Publish, with the batch that this message completes."""
         message = Message(str(properties.message_id), exchange, routing_key, body, properties,
                           mandatory)
-        if not self.unanswered:
-            self.answered_at = time.monotonic()
+        if len(self.unanswered) <= len(self._answers) and not any(
+                answer == NACK for _, answer in tuple(self._answers)):
+            self.answered_at = time.monotonic()  # until now no answer was waited for
         self.unanswered[id(message)] = message
         self._batch.append(message)
         if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
@@ -81,6 +82,8 @@ class ConfirmedChannel:
             self._send_batch()
         while True:
             yield from self._new_answers()
+            if self.unanswered:
+                self._io.check()
             if self.unanswered and self._give_up(self):
                 self._answers.extend((message, TIMEOUT) for message in self.unanswered.values())
             elif len(self.unanswered) <= most_unanswered:
@@ -88,7 +91,6 @@ class ConfirmedChannel:
             else:
                 self._arrived.wait(POLL_S)
                 self._arrived.clear()
-                self._io.check()
 
     def close(self) -> None:
         """Take the last answers, counted in `late`; what has no ack stays in the outbox."""

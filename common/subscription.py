@@ -122,7 +122,7 @@ class Subscription:
         if channel is self.link.channel:
             attempt = attempt_of(properties.headers) if properties.headers else 1
             self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered, properties,
-                                       body, str(properties.message_id), attempt))
+                                       body, str(properties.message_id or ""), attempt))
             if not self._arrived.is_set():
                 self._arrived.set()
 

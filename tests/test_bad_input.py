@@ -403,6 +403,23 @@ def test_a_closed_pipe_causes_no_traceback(kit, script, flags):
     assert (process.wait(30), printed) == (0, [])
 
 
+@pytest.mark.parametrize("closed, code", [(1, 0), (2, 69)])
+def test_a_script_without_stdout_or_stderr_ends_as_with_them(offline_kit, closed, code):
+    command = "setup_queues.py --show mermaid" if closed == 1 else "setup_queues.py"
+    script = f'exec "$0" $1 {closed}>&-'
+    result = subprocess.run(["sh", "-c", script, sys.executable, command], cwd=ROOT, text=True,
+                            capture_output=True, env=offline_kit.environment())
+    assert (result.returncode, result.stdout, result.stderr) == (code, "", "")
+
+
+def test_ctrl_c_while_a_script_imports_its_packages_exits_with_130(offline_kit, tmp_path):
+    (tmp_path / "pika.py").write_text("raise KeyboardInterrupt")
+    result = subprocess.run([sys.executable, str(ROOT / "setup_queues.py")], text=True,
+                            capture_output=True,
+                            env=offline_kit.environment(PYTHONPATH=str(tmp_path)))
+    assert (result.returncode, result.stderr) == (130, "Interrumpido con Ctrl-C.\n")
+
+
 def test_a_consumer_exits_when_its_pipe_is_closed(kit):
     process = piped(kit, EMAIL)
     wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer")

@@ -77,6 +77,26 @@ def test_an_unknown_name_in_dotenv_is_named_and_not_used(folder, capsys):
         "Aviso: CUPON, en .env, no es un ajuste del kit y no se usa.\n")
 
 
+def test_a_url_without_its_name_in_dotenv_is_an_error_that_does_not_show_it(folder):
+    (folder / ".env").write_text("QUEUE_TYPE=classic\namqp://ana:secret@h/%2F\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"línea 2 de \.env") as raised:
+        config.load()
+    assert "secret" not in str(raised.value)
+
+
+def test_what_looks_like_a_variable_in_dotenv_is_kept_as_it_is(folder):
+    (folder / ".env").write_text("RABBITMQ_URL=amqp://ana:a${x}b@h\n", encoding="utf-8")
+    assert config.load().urls == ("amqp://ana:a${x}b@h",)
+
+
+def test_a_flag_may_name_the_home_folder_and_must_name_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    assert config.load({"STATE_DIR": "~/x"}).state_dir == tmp_path / "x"
+    with pytest.raises(ConfigError, match="STATE_DIR"):
+        config.load({"STATE_DIR": ""})
+
+
 @pytest.mark.parametrize("text", ["localhost:15672", "http://ana:x@host:15672", "http://a?b",
                                   "http://host:0", "amqp://host"])
 def test_a_management_address_that_is_none_is_refused(folder, text):
@@ -153,7 +173,8 @@ def test_delays_from_a_millisecond_to_a_day_are_valid():
 
 @pytest.mark.parametrize("url, shown", [
     ("amqp://ana:secret@h:1/v", "amqp://ana@h:1/v"), ("amqp://ana:se@cret@h", "amqp://ana@h"),
-    ("amqp://h", "amqp://h")])
+    ("amqp://h", "amqp://h"), ("amqp://:secret@h", "amqp://@h"),
+    ("no se conoce ana:secret@h", "no se conoce ana@h")])
 def test_a_url_is_shown_without_its_password(url, shown):
     assert config.masked(url) == shown
 
@@ -243,7 +264,7 @@ MALFORMED = {
     **{f"time {text}": changed(time=text) for text in (
         "ayer", "1764000000", "2025-13-01T00:00:00Z", "2025-11-24T25:00:00Z", "2025-11-24",
         "2025-11-24T08:30:00", "20251124T083000Z", "2025-W48-1T08:30:00Z", "2025-11-24 08:30",
-        "２０２５-11-24T08:30:00Z")},
+        "２０２５-11-24T08:30:00Z", "0000-11-24T08:30:00Z", "9999-11-24T08:30:00Z")},
     "id no UUID": changed(id="42"), "user_id no UUID": changed(data={"user_id": "juan"}),
     **{f"email {text!r}": changed(data={"email": text}) for text in (
         "juan", "@eco.com", "juan@", "juan@eco", "a@b@eco.com", "juan @eco.com",

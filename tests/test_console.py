@@ -1,5 +1,6 @@
 """Text from events is cleaned before it is printed on a terminal."""
 
+import errno
 import io
 import json
 import sys
@@ -8,6 +9,7 @@ from argparse import Namespace
 import pytest
 
 from common import console
+from common.config import KitError
 from common.views import tally
 
 
@@ -112,6 +114,19 @@ def test_a_character_outside_the_encoding_is_a_question_mark(monkeypatch):
     console.set_up()
     console.print_line("✔ → José")
     assert raw.getvalue().decode("cp1252").strip() == "? ? José"
+
+
+@pytest.mark.parametrize("system, number", [("posix", errno.EPIPE), ("nt", errno.EINVAL)])
+def test_a_closed_pipe_is_an_error_of_the_kit_and_not_of_the_event_at_hand(
+        monkeypatch, system, number):
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise OSError(number, "")
+    monkeypatch.setattr(console.os, "name", system)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(console.PipeClosed) as raised:
+        console.print_line("x")
+    assert isinstance(raised.value, KitError)
 
 
 def test_a_table_aligns_its_columns_and_cleans_its_cells():

@@ -219,7 +219,7 @@ def test_a_report_of_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit,
     result = kit.call(script, "--report", "--state-dir", "nope")
     assert (result.returncode, result.stdout) == (78, "")
     folder = kit.state.parent / "nope"
-    assert result.stderr.startswith(f"No hay nada que leer: la carpeta {folder} no existe. ")
+    assert result.stderr.startswith(f"No hay nada que leer: la carpeta {folder} no existe, o falta")
     assert not folder.exists()
 
 

@@ -509,7 +509,8 @@ def test_more_than_a_window_is_looked_at_and_replayed(kit, monkeypatch):
     """A consumer holds a window without an ack at most; here it is ten."""
     monkeypatch.setattr(dead_letters, "WINDOW", 10)
     made = [dead_letter(kit, "loyalty") for _ in range(35)]
-    with connect(kit.settings) as connection, dead_letters.DeadLetters(connection) as there:
+    with connect(kit.settings) as connection, dead_letters.DeadLetters(
+            connection, kit.settings) as there:
         assert [found.message_id for found in there] == made
     kit.wait_for_depth(DLQ, 35)
     result = kit.call_ok(SCRIPT, "--replay")
@@ -601,6 +602,8 @@ def test_that_a_body_was_edited_stays_known_when_it_fails_again(kit):
 @pytest.mark.parametrize("change, why", [
     (lambda line: line.replace("zoe@eco.com", "zoe"), "La dirección de correo no vale"),
     (lambda line: line[:-9], "no es de --export"), (lambda line: "[]", "no es de --export"),
+    (lambda line: "[" * 200_000, "no es de --export"),
+    (lambda line: line.replace('"consumer": "email"', '"consumer": []'), "no es de --export"),
     (lambda line: line.replace('\\"id\\":\\"0', '\\"id\\":\\"1'), "el id del cuerpo")])
 def test_a_file_with_a_wrong_line_replays_nothing(kit, tmp_path, change, why):
     for _ in range(2):

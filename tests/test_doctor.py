@@ -86,6 +86,26 @@ def test_what_docker_compose_says_is_shown_line_by_line(failing_docker, capsys):
     assert "no funcionó:\n  one\n  two\n" in capsys.readouterr().err
 
 
+def test_ctrl_c_while_docker_starts_the_broker_stops_it_again(docker, tmp_path, monkeypatch):
+    docker(f'echo "$*" >> {tmp_path / "calls"}')
+    monkeypatch.setattr(broker, "AMQP_PORT", free_port())
+    run = broker.failure_of
+
+    def interrupted(words, timeout_s):
+        if "up" in words:
+            raise KeyboardInterrupt
+        return run(words, timeout_s)
+    monkeypatch.setattr(broker, "failure_of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        broker.compose_up()
+    assert (tmp_path / "calls").read_text().splitlines()[-1] == "compose down"
+
+
+def test_a_node_that_does_not_answer_rabbitmqctl_is_an_error_of_the_kit(shared_node):
+    with pytest.raises(NodeError, match="no contestó"):
+        shared_node.ctl("status", timeout=0.01)
+
+
 def test_a_taken_port_of_docker_compose_is_named_and_docker_no_longer_advised(
         failing_docker, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:

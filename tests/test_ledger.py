@@ -199,6 +199,18 @@ def test_a_corrupt_file_is_reported_with_a_remedy(tmp_path):
     assert raised.value.exit_code == 78
 
 
+@pytest.mark.parametrize("sql, words", [
+    ("INSERT INTO users VALUES (NULL, 1)", "NOT NULL constraint failed: users.full_name"),
+    ("INSERT INTO users VALUES ('Ana', 1), ('Eva', 1)", "UNIQUE constraint failed: users.locked"),
+    ("SELECT json_extract('{', '$.a')", "malformed JSON")])
+def test_an_error_of_a_handlers_own_sql_is_not_taken_for_a_broken_disk(tmp_path, sql, words):
+    own = "CREATE TABLE IF NOT EXISTS users (full_name NOT NULL, locked UNIQUE);"
+    ledger = Ledger(tmp_path, "loyalty", TABLES + own)
+    with pytest.raises(sqlite3.Error, match=words):
+        ledger.once(new_event(), lambda event, db: db.execute(sql).fetchall())
+    ledger.db.close()
+
+
 def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StateError, match="STATE_DIR"):

@@ -1,6 +1,7 @@
 """The outbox of level 3: written before sending, deleted on confirm, sent again by --resume."""
 
 import json
+import os
 import re
 
 import pytest
@@ -101,12 +102,13 @@ def test_resume_sends_unconfirmed_events_under_the_same_ids(kit, offline_kit):
     assert again.stdout == "No queda nada por enviar.\n"
 
 
-def test_resume_with_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit):
-    folder = kit.state.parent / "nope"
+@pytest.mark.parametrize("name", ["nope", "x" * 300])
+def test_resume_with_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit, name):
+    folder = kit.state.parent / name
     result = kit.call(PUBLISHER, "--resume", "--state-dir", str(folder))
     assert (result.returncode, result.stdout) == (78, "")
-    assert result.stderr.startswith(f"No hay nada que leer: la carpeta {folder} no existe. ")
-    assert not folder.exists()
+    assert result.stderr.startswith(f"No hay nada que leer: la carpeta {folder} no existe, o falta")
+    assert not os.path.exists(folder)
 
 
 def test_events_that_the_password_kept_from_the_broker_are_reported_and_kept(kit):
@@ -143,6 +145,17 @@ def test_level_3_exits_with_3_and_keeps_its_events_when_no_queue_takes_them(kit)
     sent = kit.call_ok(PUBLISHER, "--resume", "--json")
     assert ids_of(sent) == returned
     assert {properties.message_id for properties, _ in kit.messages("email_queue")} >= returned
+
+
+def test_a_rate_slower_than_the_timeout_is_no_silence_of_the_broker(kit):
+    sent = kit.call_ok(PUBLISHER, *USER, "--count", "3", "--rate", "0.7", "--timeout", "1")
+    assert "enviados 3, confirmados 3, " in sent.stdout
+
+
+def test_a_wrong_password_ends_a_slow_publisher_before_its_timeout(kit):
+    stranger = kit.using(url=kit.url.replace("guest:guest", "guest:wrong"))
+    ended = stranger.call(PUBLISHER, *USER, "--count", "999", "--rate", "10", timeout=20)
+    assert ended.returncode == 78 and "RABBITMQ_URL" in ended.stderr
 
 
 def test_a_publisher_reports_only_its_own_events_as_unconfirmed(offline_kit, outbox):

@@ -2,12 +2,13 @@
 
 import base64
 import json
+import time
 import urllib.request
 
 import pika
 import pytest
 
-from common import exchange
+from common import cli, connection, exchange
 from tests.conftest import wait_until
 
 SETUP = "setup_queues.py"
@@ -320,6 +321,33 @@ def test_reset_asks_and_no_answer_means_no(kit):
     kit.call_ok(SETUP, "--check")
 
 
+def test_what_is_published_while_reset_asks_is_not_deleted_without_force(kit, monkeypatch):
+    kit.call_ok(SETUP)
+
+    def publish_and_say_yes(_) -> bool:
+        fill(kit, "email_queue", 1)
+        return True
+    monkeypatch.setattr(cli, "confirm", publish_and_say_yes)
+    refused = kit.call(SETUP, "--reset")
+    assert refused.returncode == 1 and "email_queue · listos: 1" in refused.stdout
+    kit.wait_for_depth("email_queue", 1)
+
+
+@pytest.mark.parametrize("command", [(SETUP, "--reset", "--force"),
+                                     ("dead_letter_consumer.py", "--discard")])
+def test_a_question_may_stand_for_longer_than_the_heartbeat(kit, monkeypatch, command):
+    kit.call_ok(SETUP)
+    fill(kit, "dead_letter_queue", 1)
+    monkeypatch.setattr(connection, "HEARTBEAT_S", 1)
+
+    def think_and_say_yes(_) -> bool:
+        time.sleep(3)  # the broker closes a connection that is silent for two heartbeats
+        return True
+    monkeypatch.setattr(cli, "confirm", think_and_say_yes)
+    kit.call_ok(*command)
+    kit.wait_for_depth("dead_letter_queue", 0)
+
+
 def test_force_still_asks(kit):
     kit.call_ok(SETUP)
     fill(kit, "email_queue", 3)
@@ -328,6 +356,6 @@ def test_force_still_asks(kit):
     assert kit.depth("email_queue") == 3
     result = kit.call(SETUP, "--reset", "--force", typed="s\n")
     assert result.returncode == 0 and "mensajes: 3" in result.stdout
-    assert "Borrado: colas 13, mensajes 3." in result.stdout
+    assert "Colas borradas: 13, mensajes: 3." in result.stdout
     assert kit.depth("email_queue") == 0
     wait_until(lambda: kit.call(SETUP, "--check").returncode == 0, "all queues to be declared")

@@ -235,6 +235,12 @@ def test_a_server_that_refuses_to_go_on_after_starttls_does_not_refuse_the_accou
         mail.send(url, EVENT)
 
 
+@pytest.mark.parametrize("when", ["2016-12-31T23:59:60Z", "2026-02-31t00:00:00Z"])
+def test_an_event_whose_time_no_calendar_has_becomes_an_e_mail_all_the_same(when):
+    event = events.decode(events.encode(EVENT._replace(time=when)))
+    assert b"\r\nDate: " in mail.welcome(event)
+
+
 def test_a_failed_quit_is_ignored(server_replying):
     mail.send(server_replying(QUIT="500 " + "x" * 10_000), EVENT)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from common import cli, config, connection, console
+from common.views.management import default_address
 from tools.command import NO_COMPOSE, docker_problem, failure_of, taken_compose_port
 from tools.install import has_apt, has_brew, install_rabbitmq
 from tools.isolation import isolated_url
@@ -135,8 +136,7 @@ def _connects(url: str) -> bool:
 
 
 def management_of(url: str) -> str:
-    host, _ = host_and_port(url)
-    return f"http://{f'[{host}]' if ':' in host else host}:{config.MANAGEMENT_PORT}"
+    return config.load().management_url or default_address(url)
 
 
 def display_url(url: str) -> str:
@@ -158,7 +158,11 @@ def compose_up() -> bool:
         return False
     console.print_line(
         "Arrancando RabbitMQ con docker compose (la primera vez descarga la imagen)…")
-    failure = _compose("up", "-d", "--wait")
+    try:
+        failure = _compose("up", "-d", "--wait")
+    except BaseException:  # Ctrl-C: the container starts without us
+        compose_down()
+        raise
     if failure is None:
         return True
     compose_down()

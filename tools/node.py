@@ -219,9 +219,12 @@ class Node:
         """Run `rabbitmqctl ARGS` on this node and return its output. Raises NodeError."""
         server = _server()
         command = [str(server.with_name("rabbitmqctl" + server.suffix)), *args]
-        done = subprocess.run(command, env=self._environment(), stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, encoding="utf-8",
-                              errors="replace", timeout=timeout)
+        try:
+            done = subprocess.run(command, env=self._environment(), stdin=subprocess.DEVNULL,
+                                  capture_output=True, text=True, encoding="utf-8",
+                                  errors="replace", timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise NodeError(f"rabbitmqctl {args[0]} no contestó en {timeout:g} s.") from None
         if done.returncode != 0:
             raise NodeError(f"rabbitmqctl {args[0]}: {done.stderr or done.stdout}")
         return done.stdout

@@ -4,7 +4,6 @@ import os
 from urllib.parse import unquote, urlsplit
 
 from common import cli, config, console
-from common.views.management import default_address
 from tools.broker import (
     AMQP_PORT,
     STARTING,
@@ -81,12 +80,11 @@ def status(yes: bool) -> int:
 
 
 def _running_broker() -> Broker | None:
-    node = kept_node()
+    url, node = configured_url(), kept_node()  # the settings first: they may be wrong
     if node and node.running and answers(node.url):
         return _broker_of(node)
     if COMPOSE_MARK.exists() and answers(compose_broker().url):
         return compose_broker()
-    url = configured_url()
     if answers(url):
         return Broker(url, management_of(url), "uno que el kit no arrancó")
     return None
@@ -112,7 +110,7 @@ def _describe(broker: Broker) -> int:
     unknown = []
     if _login(configured_url()) != _login(broker.url):
         unknown.append(f"  RABBITMQ_URL={_with_placeholder(broker.url)}")
-    if broker.management_url not in (default_address(broker.url), management_of(broker.url)):
+    if broker.management_url != management_of(broker.url):
         unknown.append(f"  RABBITMQ_MANAGEMENT_URL={broker.management_url}")
     if unknown:
         console.print_line("Para que los scripts lo encuentren, pon en .env (créalo si no existe):")

@@ -46,6 +46,10 @@ class DeadLetter:
         self._death: dict = newest if isinstance(newest, dict) else {}
         self._reason = str(self._death.get("reason", ""))
         self.message_id = str(properties.message_id or "")
+        self.attempts, self.replays = attempt_of(self.headers), replays_of(self.headers)
+        source = self._text("x-source-queue") or str(self._death.get("queue", ""))
+        self.source_queue = source if source in _NAMES else ""  # unknown, or not the kit's
+        self.consumer = _NAMES.get(source, "desconocido")
 
     @cached_property
     def _event(self) -> Event | None:
@@ -64,16 +68,6 @@ class DeadLetter:
         event = self._event
         return f"{event.nombre} <{event.email}>" if event and event.email else ""
 
-    @cached_property
-    def source_queue(self) -> str:
-        """"" if it is unknown or not the kit's."""
-        source = self._text("x-source-queue") or str(self._death.get("queue", ""))
-        return source if source in _NAMES else ""
-
-    @property
-    def consumer(self) -> str:
-        return _NAMES.get(self.source_queue, "desconocido")
-
     @property
     def error_type(self) -> str:
         return self._reason or self._text("x-error-type") or "desconocido"
@@ -87,14 +81,6 @@ class DeadLetter:
         at = self._death.get("time")  # of the broker, in whole seconds
         return (at.strftime("%Y-%m-%dT%H:%M:%S.000Z") if isinstance(at, datetime)
                 else self._text("x-failed-at"))
-
-    @property
-    def attempts(self) -> int:
-        return attempt_of(self.headers)
-
-    @property
-    def replays(self) -> int:
-        return replays_of(self.headers)
 
     @property
     def edited_at(self) -> str:
@@ -129,13 +115,6 @@ class DeadLetter:
         return value if isinstance(value, str) else ""
 
 
-def declare_dead_letter_queue(connection, settings: Settings) -> None:
-    channel = connection.channel()
-    channel.queue_declare(DEAD_LETTER_QUEUE, durable=True,
-                          arguments=dead_letter_arguments(settings))
-    channel.close()
-
-
 class DeadLetters:
     """The dead letters that are there now, each once, while the `with` block lasts; those without
     an ack return at its end.
@@ -145,8 +124,8 @@ class DeadLetters:
     later: how many died after the start, perhaps of a replay just made. They are left alone.
     """
 
-    def __init__(self, connection, wait: bool = True):
-        self._connection, self._wait, self.later = connection, wait, 0
+    def __init__(self, connection, settings: Settings, wait: bool = True):
+        self._connection, self._settings, self._wait, self.later = connection, settings, wait, 0
         self.on_idle: Callable = bool
         self._inbox: deque[DeadLetter] = deque()
         self._acked: list[int] = []  # tags; not written yet
@@ -155,6 +134,8 @@ class DeadLetters:
     def __enter__(self):
         self._turn = self._take_turn()
         self._channel = self._connection.channel()
+        self._channel.queue_declare(DEAD_LETTER_QUEUE, durable=True,
+                                    arguments=dead_letter_arguments(self._settings))
         return self
 
     def __exit__(self, *_) -> None:

@@ -17,7 +17,6 @@ _to_json = json.JSONEncoder(default=str, ensure_ascii=False).encode
 
 class EditError(KitError):
     """What was edited is no event."""
-
     exit_code = 65
 
 
@@ -63,11 +62,12 @@ def read(file: Path) -> dict[Key, bytes]:
         if line.strip():
             try:
                 key, body = _parsed(line)
-            except (MalformedEvent, ValueError, KeyError, TypeError, AttributeError) as error:
+                bodies[key] = body
+            except (MalformedEvent, ValueError, KeyError, TypeError, AttributeError,
+                    RecursionError) as error:
                 why = str(error) if isinstance(error, MalformedEvent) else "no es de --export"
                 raise EditError(f"La línea {number} de {file} no vale: {why.rstrip('.')}. No se ha"
                                 " reenviado nada: corrígela o quítala.") from None
-            bodies[key] = body
     return bodies
 
 

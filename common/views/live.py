@@ -13,7 +13,7 @@ from common.config import Settings
 from common.connection import backoff_s, connect
 from common.exchange import DEAD_LETTER_QUEUE
 from common.problems import BrokerUnavailable
-from common.views.dead_letters import DeadLetter, DeadLetters, declare_dead_letter_queue
+from common.views.dead_letters import DeadLetter, DeadLetters
 from common.views.status import depth
 
 POLL_S = 1
@@ -85,12 +85,11 @@ class Watcher(View):
                 or (self._idle_timeout_s is not None and idle_s > self._idle_timeout_s))
 
     def _watch(self, connection) -> None:
-        declare_dead_letter_queue(connection, self.settings)
-        last_depth, look_at = 0, 0.0
+        last_depth, look_at = None, 0.0
         while not self.done():
             ready, _ = depth(connection, DEAD_LETTER_QUEUE) or (0, 0)
             pause_s = float(POLL_S)
-            if ready and (ready != last_depth or time.monotonic() > look_at):
+            if ready != last_depth or (ready and time.monotonic() > look_at):
                 started_at = time.monotonic()
                 ready = self._look(connection)
                 took_s = time.monotonic() - started_at
@@ -102,7 +101,7 @@ class Watcher(View):
     def _look(self, connection) -> int:
         """Show what is new; how many there are."""
         seen: Counter = Counter()
-        with DeadLetters(connection, wait=False) as dead_letters:
+        with DeadLetters(connection, self.settings, wait=False) as dead_letters:
             for found in dead_letters:
                 if self.done():
                     break

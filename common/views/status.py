@@ -72,7 +72,7 @@ def has_exchange(connection) -> bool:
 def differences(connection, settings: Settings, management: Management) -> list[str]:
     """Return a Spanish sentence for each thing that is missing, declared differently or unexpected.
 
-    Declaring an existing queue changes nothing but a missing binding, which AMQP cannot show.
+    A missing binding is none of them: AMQP cannot show it. setup_queues.py makes it.
     """
     found = [_refusal(connection, exchange.declare_exchange) if has_exchange(connection)
              else f"falta el exchange {exchange.EXCHANGE}"]
