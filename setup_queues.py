@@ -55,12 +55,12 @@ def main(argv=None):
         if options.check:
             return check(connection, settings, management)
         states = status.look(connection, settings, management)
-        if options.dry_run:
+        if options.dry_run and not options.json:
             for state in states:
                 missing = "crearía" if state.ready is None else "ya está"
                 console.print_line(f"{missing}  {state.queue.name}")
             return EXIT_OK
-        if not options.show:
+        if not (options.show or options.dry_run):
             declare(connection.channel(), settings)
             states = status.look(connection, settings, management)
         if options.json or options.show == "json":

@@ -179,7 +179,7 @@ def test_retry_queues_of_other_delays_are_shown_checked_and_reset(kit, shared_no
 
 @pytest.mark.parametrize("arguments", [
     ["--show", "text"], ["--show", "json"], ["--show", "mermaid"], ["--dry-run"],
-    ["--show", "text", "--json"]])
+    ["--show", "text", "--json"], ["--dry-run", "--json"]])
 def test_read_only_options_change_nothing(kit, on_broker, arguments):
     kit.call_ok(SETUP, *arguments)
     assert queues(on_broker) == {}
@@ -206,6 +206,8 @@ def test_show_mermaid_draws_every_queue_without_a_broker(kit):
     assert drawn.startswith("flowchart")
     assert not [name for name in ALL if name not in drawn]
     assert "email_queue.retry.300ms -- 0.3 s --> email_queue" in drawn
+    data = json.loads(offline_kit.call_ok(SETUP, "--show", "mermaid", "--json").stdout)
+    assert data["mermaid"] == drawn.rstrip("\n")
 
 
 def test_a_dry_run_prints_what_it_would_declare(kit):
@@ -215,6 +217,9 @@ def test_a_dry_run_prints_what_it_would_declare(kit):
     lines = kit.call_ok(SETUP, "--dry-run").stdout.splitlines()
     assert [line.split()[-1] for line in lines if "crearía" in line] == ["email_queue.retry.600ms"]
     assert len(lines) == len(ALL)
+    data = json.loads(kit.call_ok(SETUP, "--dry-run", "--json").stdout)["queues"]
+    assert [queue["name"] for queue in data if queue["ready"] is None] == [
+        "email_queue.retry.600ms"]
 
 
 # ---------------------------------------------------------------- checking

@@ -66,8 +66,12 @@ def accepts(host: str, port: int) -> bool:
         return False
 
 
-def own_group() -> dict[str, Any]:
-    """Popen arguments for an own process group, which the terminal's Ctrl-C does not reach."""
+def own_group(outlives_terminal: bool = False) -> dict[str, Any]:
+    """Popen arguments for an own process group, which the terminal's Ctrl-C does not reach.
+
+    outlives_terminal: on Windows a closed window ends what shares its console.
+    """
     if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        own_console = subprocess.CREATE_NO_WINDOW if outlives_terminal else 0
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | own_console}
     return {"start_new_session": True}

@@ -247,7 +247,8 @@ class Node:
         with open(self.folder / "console.log", "wb") as console:
             process = subprocess.Popen([str(server)], env=self._environment(), cwd=self.folder,
                                        stdin=subprocess.DEVNULL, stdout=console,
-                                       stderr=subprocess.STDOUT, **own_group())
+                                       stderr=subprocess.STDOUT,
+                                       **own_group(outlives_terminal=True))
         (self.folder / "pid").write_text(str(process.pid), encoding="utf-8")
         return process
 
