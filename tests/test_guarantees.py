@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-import time
 from contextlib import closing
 
 from common import events
@@ -97,8 +96,9 @@ def test_after_an_or_rollback_nothing_is_committed_nothing_is_acked_and_the_scri
 
 
 def test_two_processes_with_a_slow_handler_take_turns_and_the_waiting_one_hears_ctrl_c(kit):
-    publish(kit, *(f"sleep-0.5 {number}" for number in range(5)))
     pair = [kit.start(CONSUMER, "--prefetch", "1") for _ in range(2)]
+    wait_until(lambda: kit.consumers(QUEUE) == 2, "both to consume")
+    publish(kit, *(f"sleep-0.5 {number}" for number in range(5)))
     for running in pair:  # neither starves, neither exits
         running.wait_for("done sleep-0.5", count=2)
     wait_until(lambda: len(effects(kit)) == 5, "five events")
@@ -113,9 +113,7 @@ def test_two_processes_with_a_slow_handler_take_turns_and_the_waiting_one_hears_
     wait_until(waiting, "one to wait", lambda: pair[0].text() + pair[1].text())
     [second] = waiting()
     [first] = [running for running in pair if running is not second]
-    signalled_at = time.monotonic()
-    assert second.interrupt() == 0
-    assert time.monotonic() - signalled_at < 2
+    assert second.interrupt() == 0  # while the first has the ledger: nothing has let it go
     assert waiting() == [second]  # one line, however long it takes
     assert second.out[-1].startswith("loyalty: procesados ")
     kit.wait_for_depth(QUEUE, 1)  # it has returned its event

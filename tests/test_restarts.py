@@ -13,7 +13,7 @@ from tools.node import create_vhost
 
 PUBLISHER = "events_publisher_levels.py"
 USER = ("--nombre", "Juan", "--email", "juan@eco.com")
-STOP_S = 5  # the README promises about three seconds; the machine is busy
+STOP_S = 20  # three seconds on a quick machine; without an end, WAIT_S would be over
 
 
 def publisher(kit, level: int, count: int, *flags: str):
@@ -87,7 +87,7 @@ def test_a_frozen_broker_loses_no_event_and_blocks_no_shutdown(own_kit):
     others = [publisher(kit, level, 9999, "--rate", "50") for level in (1, 2, 3)]
     for other in others:
         other.wait_for('"outcome"')
-    running = publisher(kit, 3, 1500, "--rate", "300")
+    running = publisher(kit, 3, 3000, "--rate", "300")
     running.wait_for('"confirmed"', count=300)
     kit.node.freeze()
     late = publisher(kit, 1, 1)
@@ -95,12 +95,12 @@ def test_a_frozen_broker_loses_no_event_and_blocks_no_shutdown(own_kit):
         assert other.interrupt(timeout=STOP_S) == 130
     stop(loyalty)
     stop(view)
-    assert late.end(timeout=15) == 69  # frozen before the handshake
+    assert late.end() == 69  # frozen before the handshake
     running.wait_for("Sin conexión con el broker: el broker no confirmó en 10 s")
     kit.node.thaw()
     assert running.end() == 0, running.text()[-2000:]
     confirmed = ids(running, "confirmed")
-    assert len(confirmed) == 1500
+    assert len(confirmed) == 3000
     assert "Traceback" not in "".join(script.text() for script in (*others, late))
     wait_until(lambda: done_ids(kit, "email") >= confirmed, "email to be done",
                lambda: str(len(done_ids(kit, "email"))))
@@ -112,16 +112,17 @@ def test_a_frozen_broker_loses_no_event_and_blocks_no_shutdown(own_kit):
 def test_when_the_broker_dies_consumers_and_views_wait_and_publishers_give_up(own_kit):
     """Level 3 after its timeout; levels 1 and 2 at once, and they report an unknown outcome."""
     kit = own_kit
+    kit.declare()  # new queues may take longer than the publisher's timeout
     view = kit.start("setup_queues.py", "--watch")
     email = kit.start_consumer("email")
     without_confirms = [publisher(kit, level, 100_000, "--rate", "500") for level in (1, 2)]
     for script in without_confirms:
         script.wait_for('"sent"', count=50)
-    running = publisher(kit, 3, 1000, "--rate", "200", "--timeout", "2")
+    running = publisher(kit, 3, 100_000, "--rate", "200", "--timeout", "2")
     running.wait_for('"confirmed"', count=100)
     kit.node.kill()
     for script in without_confirms:
-        assert script.end(timeout=10) == 3 and len(script.out) < 100_000
+        assert script.end() == 3 and len(script.out) < 100_000
         assert "Traceback" not in script.text()
         assert len([line for line in script.err
                     if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
@@ -129,9 +130,9 @@ def test_when_the_broker_dies_consumers_and_views_wait_and_publishers_give_up(ow
     email.wait_for("Sin conexión con el broker")
     loyalty = kit.start("loyalty_consumer_simple.py")
     loyalty.wait_for("Sin conexión con el broker")
-    assert running.end(timeout=15) == 3
+    assert running.end() == 3
     counts = [len(ids(running, outcome)) for outcome in ("confirmed", "unconfirmed")]
-    assert sum(counts) == len(running.out) < 1000  # it makes no events any more
+    assert sum(counts) == len(running.out) < 100_000  # it makes no events any more
     assert [line for line in running.err if "El broker no contestó durante 2 s" in line]
     used, lines = cpu_s(email), len(email.out)
     time.sleep(3)  # it may do almost nothing in this time

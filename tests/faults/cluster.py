@@ -112,4 +112,4 @@ def make_leader(scene: Scene, node: Node, *names: str) -> None:
                                                           names=binaries))
         leaders = {queue["name"]: queue["leader"] for queue in queues(scene)}
         return all(leaders[name] == f"{node.name}@localhost" for name in names)
-    wait_until(move, f"{node.name} to lead {names}", lambda: str(queues(scene)))
+    wait_until(move, f"{node.name} to lead {names}", lambda: str(queues(scene)), timeout=120)

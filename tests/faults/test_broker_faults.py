@@ -24,11 +24,12 @@ def outage(*scripts: Running):
 def test_a_broker_killed_twice_during_publishing_loses_nothing(scene):
     scene.consume()
     for _ in range(2):
-        publisher = scene.publish(2500, "--rate", "300")
+        publisher = scene.publish(ENDLESS, "--rate", "300")
         publisher.wait_for('"confirmed"', count=200)
         with outage(publisher, *scene.consumers):
             scene.kill_broker()
             scene.node.start()
+        scene.end_endless()
     scene.balance()
 
 
@@ -64,11 +65,12 @@ def test_a_broker_killed_repeatedly_while_retries_expire_loses_nothing(scene):
 
 
 def test_a_clean_broker_restart_under_load_loses_nothing(scene):
-    scene.kit.delays = "1,1,1,1"
+    scene.kit.delays = "5,1,1,1"  # the first passes while the broker restarts
     scene.consume()
     for _ in range(2):
         publisher = scene.publish(ENDLESS, "--rate", "100")
         flaky = scene.publish_failing("flaky", 200, "--times", "4")
+        assert flaky.end() == 0
         publisher.wait_for('"confirmed"', count=200)
         with outage(publisher, *scene.consumers):
             scene.node.stop()

@@ -8,7 +8,7 @@ import pytest
 from common.exchange import CONSUMERS, retry_queue
 from tests.conftest import wait_until
 from tests.faults.cluster import Cluster, make_leader, observe_from, queues, scene_on
-from tests.faults.scene import DRAIN_S
+from tests.faults.scene import DRAIN_S, ENDLESS
 from tools.node import Node, create_vhost, delete_vhost
 
 LOST, RECONNECTED = "Sin conexión con el broker", "Conectado de nuevo"
@@ -66,7 +66,7 @@ def test_scripts_continue_through_the_other_nodes_when_the_leader_is_killed(clus
     set_up(scene)
     make_leader(scene, victim, *CONSUMERS.values())
     with cluster.connections_only_on(victim):
-        scripts = [*scene.consume(), scene.publish(4000, "--rate", "200")]
+        scripts = [*scene.consume(), scene.publish(ENDLESS, "--rate", "200")]
         publisher = scripts[-1]
         publisher.wait_for('"confirmed"', count=100)
     back = [script.text().count(RECONNECTED) for script in scripts]
@@ -108,12 +108,12 @@ def test_a_leader_killed_while_messages_expire_loses_nothing(cluster, scene):
 def assert_publishing_stops(scene, cluster, break_node) -> None:
     """Check that nothing more is confirmed once two of three nodes are broken."""
     scene.consume()
-    publisher = scene.publish(4000, "--rate", "200", "--timeout", "300")
+    publisher = scene.publish(ENDLESS, "--rate", "200", "--timeout", "300")
     publisher.wait_for('"confirmed"', count=200)
     for node in cluster.nodes[1:]:
         break_node(node)
     wait_until_stable(lambda: len(publisher.out), SILENCE_S)
-    assert publisher.process.poll() is None and len(publisher.out) < 4000
+    assert publisher.process.poll() is None
 
 
 def test_publishing_stops_while_two_of_three_nodes_are_dead_and_then_resumes(cluster, scene):
@@ -139,7 +139,7 @@ def test_a_partition_in_which_both_sides_live_on_loses_nothing(cluster, scene):
     make_leader(scene, alone, *CONSUMERS.values())
     scene.consume()
     scene.publish_failing("flaky", 200)
-    publisher = scene.publish(4000, "--rate", "100", "--timeout", "300")
+    publisher = scene.publish(ENDLESS, "--rate", "100", "--timeout", "300")
     publisher.wait_for('"confirmed"', count=200)
     with cluster.cut_off(alone):
         observe_from(scene, other)
