@@ -92,17 +92,17 @@ def check(connection, settings, management):
 def reset(settings, management, options):
     """Delete everything; False if somebody or something said no. A connection
     would not outlive a long silence: ask without one, then look again."""
-    for asked in (False, True):
+    for asked in (True,) if options.yes else (False, True):
         with connect(settings) as connection:
             there = [state for state in status.look(
                 connection, settings, management) if state.ready is not None]
-            busy = [state for state in there
-                    if state.ready or state.unacked or state.consumers]
-            for state in () if options.force else busy:
+            busy = [state for state in there if not options.force
+                    and (state.ready or state.unacked or state.consumers)]
+            for state in busy:
                 console.print_line(
                     f"{state.queue.name} · listos: {state.ready},"
                     f" consumidores: {state.consumers}", "warn")
-            if busy and not options.force:
+            if busy:
                 console.print_error(
                     "No se borra nada: esas colas tienen mensajes o"
                     " consumidores. Para borrarlas con todo, --force.")
@@ -114,7 +114,7 @@ def reset(settings, management, options):
                 for state in there:
                     channel.queue_delete(queue=state.queue.name)
                 channel.exchange_delete(exchange=EXCHANGE)
-        if not asked and not options.yes and not cli.confirm(
+        if not asked and not cli.confirm(
                 f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
             console.print_error("No se borra nada. Sin pregunta: --yes.")
             return False

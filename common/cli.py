@@ -37,14 +37,13 @@ SLOW_STOP_S = 1  # a stop that takes longer says so
 NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal:"
                " source .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay"
                " .venv, python3 kit.py broker up lo crea.")
-
 INTERRUPTED = "Interrumpido con Ctrl-C."
 
 patches.argparse_in_spanish(argparse)
 
 
-def _no_packages(kind, error, traceback) -> None:
-    """Imports come before run(): every script imports this module before it imports pika."""
+def _before_run(kind, error, traceback) -> None:
+    """Ctrl-C, or no pika, in the imports: every script imports this module before pika."""
     if isinstance(error, KeyboardInterrupt):
         console.print_error(INTERRUPTED)
         os._exit(EXIT_INTERRUPTED)
@@ -54,7 +53,7 @@ def _no_packages(kind, error, traceback) -> None:
     sys.exit(EXIT_BAD_CONFIG)
 
 
-sys.excepthook = _no_packages
+sys.excepthook = _before_run
 
 
 class Parser(argparse.ArgumentParser):

@@ -189,7 +189,7 @@ def test_every_script_exits_with_69_promptly_without_a_broker(offline_kit):
                 (PUBLISHER, ("--level", "3", *USER, "--timeout", "1")),
                 (DEAD, ("--idle-timeout", "1")), (DEAD, ("--replay",))]
     with ThreadPoolExecutor(4) as pool:
-        for result in pool.map(lambda command: offline_kit.run(command[0], *command[1], timeout=30),
+        for result in pool.map(lambda command: offline_kit.run(command[0], *command[1], timeout=8),
                                commands):
             assert_refused(result, 69, "kit.py broker")
 
@@ -366,7 +366,7 @@ def test_a_full_disk_exits_with_78_and_the_event_is_done_once_there_is_space(kit
 def test_ctrl_c_in_a_one_shot_script_exits_with_130(kit, script, flags, words):
     running = kit.start(script, *flags)
     running.wait_for(words)
-    assert running.interrupt() == 130
+    assert running.interrupt(timeout=5) == 130
     assert "Interrumpido con Ctrl-C." in running.err
     assert "Traceback" not in running.text()
 
@@ -377,7 +377,7 @@ def test_ctrl_c_in_a_replay_exits_with_130_and_loses_no_dead_letter(kit):
         kit.publish_event(queue="dead_letter_queue", headers={"x-source-queue": "email_queue"})
     running = kit.start(DEAD, "--replay", "--rate", "5")
     running.wait_for("reenviado a su cola", count=3)
-    assert running.interrupt() == 130
+    assert running.interrupt(timeout=5) == 130
     wait_until(lambda: kit.depth("dead_letter_queue") + kit.depth("email_queue") == 20,
                "20 messages in all")
     assert 3 <= kit.depth("email_queue") < 20

@@ -13,7 +13,7 @@ from tools.node import create_vhost
 
 PUBLISHER = "events_publisher_levels.py"
 USER = ("--nombre", "Juan", "--email", "juan@eco.com")
-STOP_S = 20  # three seconds on a quick machine; without an end, WAIT_S would be over
+STOP_S = 5  # the README promises about three seconds; the machine is busy
 
 
 def publisher(kit, level: int, count: int, *flags: str):
@@ -95,7 +95,7 @@ def test_a_frozen_broker_loses_no_event_and_blocks_no_shutdown(own_kit):
         assert other.interrupt(timeout=STOP_S) == 130
     stop(loyalty)
     stop(view)
-    assert late.end() == 69  # frozen before the handshake
+    assert late.end(timeout=15) == 69  # frozen before the handshake
     running.wait_for("Sin conexión con el broker: el broker no confirmó en 10 s")
     kit.node.thaw()
     assert running.end() == 0, running.text()[-2000:]
@@ -122,7 +122,7 @@ def test_when_the_broker_dies_consumers_and_views_wait_and_publishers_give_up(ow
     running.wait_for('"confirmed"', count=100)
     kit.node.kill()
     for script in without_confirms:
-        assert script.end() == 3 and len(script.out) < 100_000
+        assert script.end(timeout=10) == 3 and len(script.out) < 100_000
         assert "Traceback" not in script.text()
         assert len([line for line in script.err
                     if "el nivel 3 lo habría enviado de nuevo" in line]) == 1
@@ -130,7 +130,7 @@ def test_when_the_broker_dies_consumers_and_views_wait_and_publishers_give_up(ow
     email.wait_for("Sin conexión con el broker")
     loyalty = kit.start("loyalty_consumer_simple.py")
     loyalty.wait_for("Sin conexión con el broker")
-    assert running.end() == 3
+    assert running.end(timeout=15) == 3
     counts = [len(ids(running, outcome)) for outcome in ("confirmed", "unconfirmed")]
     assert sum(counts) == len(running.out) < 100_000  # it makes no events any more
     assert [line for line in running.err if "El broker no contestó durante 2 s" in line]

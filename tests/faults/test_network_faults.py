@@ -107,7 +107,7 @@ def test_missing_confirms_cause_duplicates_without_a_second_effect(scene, proxy)
 def test_high_latency_and_single_byte_segments_break_no_connection(scene, proxy):
     consumers = scene.consume()
     proxy.latency_s = 0.5
-    publishers = scene.publish_failing("flaky", 20), scene.publish(20)
+    publishers = scene.publish_failing("flaky", 20), scene.publish(100)
     scene.balance()
     assert not [script for script in (*publishers, *consumers) if LOST in script.text()]
     assert proxy.accepted == CONSUMING_AND_COPYING + len(publishers)
