@@ -3,6 +3,7 @@ ones. KIT_SEEDS: with how many seeds the solutions are graded; more than one add
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.conftest import ROOT
 from tests.grade.programs import (
     COUNTS_A_MULTIPLE_ACK_ONCE,
     HOSTILE,
+    NEVER_ASKS,
     NUMBERS,
     SIMILAR,
     STARTER_FAILS,
@@ -22,6 +24,7 @@ from tests.grade.programs import (
 )
 from tests.test_grade import judged
 from tools.grade import grade
+from tools.grade.stage import Stage
 
 SEEDS = int(os.environ.get("KIT_SEEDS", "1"))
 by_seed = pytest.mark.parametrize("seed", range(1, SEEDS + 1))
@@ -65,6 +68,19 @@ def test_a_wrong_program_is_caught_with_the_right_rule(name, seed, mortal_node, 
     result = judged(mortal_node, changed(solution(number), changes), number, tmp_path, seed)
     assert result["verdict"] == "invalid", result
     assert rule in result["broken"], result
+
+
+def test_a_publisher_that_never_asks_is_caught_also_when_the_firehose_is_slow(
+        mortal_node, tmp_path, monkeypatch):
+    def note_late(stage, *traced):
+        time.sleep(0.03)
+        note(stage, *traced)
+
+    note = Stage._note_traced
+    monkeypatch.setattr(Stage, "_note_traced", note_late)
+    mortal_node.start()
+    result = judged(mortal_node, NEVER_ASKS, 6, tmp_path)
+    assert next(iter(result["broken"])) == "answers", result
 
 
 def test_a_publisher_that_counts_a_multiple_ack_once_is_caught(mortal_node, tmp_path):

@@ -142,9 +142,6 @@ WRONG: dict[str, tuple[int, str, Changes]] = {
         '        __import__("time").sleep(0.5)', "        break"),)),
     "counts what is sent as confirmed": (6, "confirmed", (
         ("    channel.confirm_delivery()  # basic_publish waits for the broker's answer\n", ""),)),
-    "never asks, and says that it does not know": (6, "answers", (
-        ("    channel.confirm_delivery()  # basic_publish waits for the broker's answer\n", ""),
-        ('            outcome = "confirmed"\n', '            outcome = "unconfirmed"\n'))),
     "says of what came back that it does not know": (6, "unroutable", (
         ('"returned"', '"unconfirmed"'),)),
     "falls over what comes back": (6, "answers", (
@@ -160,6 +157,10 @@ WRONG: dict[str, tuple[int, str, Changes]] = {
         "        channel.connection.call_later(1, lambda: on_event(channel, None, properties,"
         " body))\n    if method is None:\n        return\n"),)),
 }
+
+NEVER_ASKS = changed(solution(6), (
+    ("    channel.confirm_delivery()  # basic_publish waits for the broker's answer\n", ""),
+    ('            outcome = "confirmed"\n', '            outcome = "unconfirmed"\n')))
 
 # Slow, and much like another: only with KIT_SEEDS.
 SIMILAR = {"forgets the ack", "no ack for a duplicate", "skips what is redelivered"}

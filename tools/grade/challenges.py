@@ -261,6 +261,7 @@ def publisher(stage: Stage) -> None:
             stage.wait(trap.caught.is_set, FIRST_SIGN_S if not stage.program.claims else PATIENCE_S,
                        "cuenta lo que el programa publica")
         if trap.caught.wait(LOOK_S):
+            stage.wait_for_firehose()
             stage.say(words)
         return trap.caught.is_set()
 

@@ -40,7 +40,7 @@ SENDS = 100  # tries
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
 BROKER_S = 30
-FIREHOSE = "amq.rabbitmq.trace"
+FIREHOSE, FIREHOSE_S = "amq.rabbitmq.trace", 5
 MOST_ENTRIES = 20_000  # of the journal: a program that loops fills it
 NAMES = ("Ana", "Luis", "Eva", "Iván", "Sofía", "Juan", "Inés", "Noé", "Lía", "Óscar")
 
@@ -101,6 +101,7 @@ class Stage:
             self._on_claim)
         self.settings = config.load({"RABBITMQ_URL": self._url, "RETRY_DELAYS": RETRY_DELAYS,
                                      "QUEUE_TYPE": "quorum"})
+        self._traced = 0  # messages that the program published, as the firehose told
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Stage":
@@ -156,6 +157,13 @@ class Stage:
 
     def pause(self, seconds: float, doing: str) -> None:
         self.wait(bool, seconds, doing)
+
+    def wait_for_firehose(self) -> None:
+        """Until it has told of all that the program has published; then what the judge does next
+        comes after it in the journal, too."""
+        deadline = time.monotonic() + FIREHOSE_S
+        while self._traced < self.wire.published and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def _progress(self) -> str:
         if not self.events:
@@ -447,6 +455,7 @@ class Stage:
             if self.wire.plain:  # else the wire has said so, at the very moment
                 self._note_delivery(bool(headers.get("redelivered")), event, self.now)
         else:
+            self._traced += 1
             routed = headers.get("routed_queues") or ()
             where = f"{len(routed)} colas" if len(routed) > 1 else "".join(map(str, routed))
             self.note("copied" if routed else "unroutable", "publicado por el programa; "

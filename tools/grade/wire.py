@@ -81,11 +81,12 @@ class Pair:
 class Wire:
     """Listens on 127.0.0.1 and forwards to `port`. heard(word, body, moment) is told of
     each message: delivered for the "first" time, or "again"; its "ack" or "nack"; "cut": that ack
-    gets lost. plain: it has seen a connection that it cannot read."""
+    gets lost. plain: it has seen a connection that it cannot read. published: how many messages of
+    the program it has forwarded."""
 
     def __init__(self, port: int, heard: Callable[[str, bytes, float], None]):
         self._target, self._heard = port, heard
-        self.plain = False
+        self.plain, self.published = False, 0
         self._pairs: set[Pair] = set()
         self._trap: Trap | None = None
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -178,6 +179,7 @@ class Wire:
         method = struct.unpack_from(">HH", payload)
         if method == PUBLISH:
             self._hold(self._sprung("publish"))
+            self.published += not pair.cut
         elif method in (ACK, NACK, REJECT):
             moment = time.monotonic()
             trap = self._sprung("ack") if method == ACK else None
