@@ -194,6 +194,5 @@ def main(argv=None):
         return act(dead_letters, options)
 
 
-
 if __name__ == "__main__":
     cli.run(main)

@@ -18,8 +18,7 @@ from common.patches import one_write
 
 WINDOW = 1000  # messages without an answer, at most
 AGAIN_S = 0.5
-# A message without an ack for so long: a new connection (docs/facts.md, broker 13 and 24)
-CONFIRM_TIMEOUT_S = 10
+CONFIRM_TIMEOUT_S = 10  # without an ack: a new connection (docs/facts.md, broker 13 and 24)
 
 ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
@@ -55,7 +54,6 @@ class Publisher:
         self._waiting: deque[Message] = deque()
         self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
         self._last_tag, self._open_since = 0, 0.0
-        io.call(self._watch)
 
     def send(self, messages: list[Message]) -> None:
         self._waiting.extend(messages)
@@ -100,6 +98,7 @@ class Publisher:
             self._channel, self._last_tag, self._open_since = channel, 0, time.monotonic()
             self.link.healthy()
             self._pump()
+            self._watch(channel)
 
     def _on_return(self, channel, method, properties, _body) -> None:
         """No queue took it; its ack comes right behind (docs/facts.md, broker 12)."""
@@ -133,13 +132,14 @@ class Publisher:
         self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
 
-    def _watch(self) -> None:
+    def _watch(self, channel) -> None:
         """A broker that is silent gets a new connection; an alarm is no silence."""
         if self.link.blocked:
             self._open_since = time.monotonic()
         elif any(self._is_late(message) for message in self._unconfirmed.values()):
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
-        self._ioloop.call_later(1, self._watch)
+        if channel is self._channel:
+            self._ioloop.call_later(1, lambda: self._watch(channel))
 
     def _is_late(self, message: Message) -> bool:
         since = max(message.sent_at, self._open_since)

@@ -236,11 +236,14 @@ def test_a_summary_counts_by_error_and_consumer(kit):
 
 def test_an_export_contains_every_dead_letter_and_removes_none(kit):
     made = [dead_letter(kit) for _ in range(3)]
+    others = kit.state.parent / "fallidos.jsonl.tmp"
+    others.write_text("de otro programa")
     kit.call_ok(SCRIPT, "--export", "fallidos.jsonl")
     lines = (kit.state.parent / "fallidos.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["id"] for line in lines] == made
     kit.wait_for_depth(DLQ, 3)
-    assert not list(kit.state.parent.glob("*.tmp"))
+    assert list(kit.state.parent.glob("*.tmp")) == [others]
+    assert others.read_text() == "de otro programa"
 
 
 def test_an_export_never_overwrites_a_file(kit):
@@ -254,12 +257,11 @@ def test_an_export_never_overwrites_a_file(kit):
 
 
 @pytest.mark.parametrize("target, code", [
-    ("no-such-folder/x.jsonl", 78), ("a-file/x.jsonl", 78), ("x" * 300, 78), ("draft", 78),
+    ("no-such-folder/x.jsonl", 78), ("a-file/x.jsonl", 78), ("x" * 300, 78),
     (".", 1), ("/", 1), ("", 1)])
 def test_an_export_that_cannot_be_written_leaves_no_file(kit, target, code):
     dead_letter(kit)
     (kit.state.parent / "a-file").write_text("x")
-    (kit.state.parent / "draft.tmp").mkdir()  # where the file is written at first
     before = set(kit.state.parent.rglob("*"))
     refused = kit.call(SCRIPT, "--export", target)
     assert refused.returncode == code, refused.stdout + refused.stderr

@@ -4,6 +4,7 @@ The test decides what the broker answers, and when: what a real one does only no
 """
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pika
@@ -249,6 +250,20 @@ def test_a_broker_that_stays_silent_gets_a_new_connection(broker, channel, monke
     publish(channel, 1)
     broker.wait_for([b"1"], [b"1"])
     assert broker.connections[0].is_closed
+
+
+def test_silence_is_noticed_also_after_an_error_in_pika_that_ends_all_timers_due_with_it(
+        broker, channel, monkeypatch):
+    def fail() -> None:
+        broker.io.ioloop.call_later(0, lambda: 1 / 0)
+        time.sleep(1.1)  # so the timer that looks, once a second, is due in the same moment
+
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.io.call(fail)
+    broker.wait_for([b"1"], [b"1"])
+    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.1)
+    broker.wait_for([b"1"], [b"1"], [b"1"])
 
 
 def test_a_broker_with_an_alarm_is_not_silent(broker, channel, monkeypatch):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ def key_of(found: DeadLetter) -> Key:
 
 def write(target: Path, letters: Iterable[DeadLetter]) -> int:
     """Write all, or leave no file behind; how many. Raises ConfigError."""
-    draft, number = Path(f"{target}.tmp"), 0
+    draft, number = Path(f"{target}.{os.getpid()}.tmp"), 0
     try:
         with draft.open("w", encoding="utf-8") as file:
             for found in letters:
