@@ -32,7 +32,7 @@ from common.views.dead_letters import DeadLetters
 from common.views.live import HEADING, Watcher, show
 from common.views.outcomes import Outcomes, came_later
 
-CONFIRM_TIMEOUT_S = 10
+GIVE_UP_S = 10
 ANSWERS = {ACK: "replayed", TIMEOUT: "unconfirmed"}  # else "refused"
 
 
@@ -40,7 +40,7 @@ def replay(dead_letters, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     edited = exported.read(Path(options.file)) if options.file else None
     outcomes, replayed, hopeless = Outcomes(), set(), 0
-    copies: dict = {}  # under way, with what each is a copy of
+    copies: dict = {}  # without an answer, by id(): the original of each
 
     def settle(most_unanswered):
         for message, answer in channel.answers(most_unanswered):
@@ -49,7 +49,7 @@ def replay(dead_letters, options):
                 dead_letters.basic_ack(found)
             outcomes.add(found, ANSWERS.get(answer, "refused"))
 
-    with confirmed_channel(options.settings, CONFIRM_TIMEOUT_S,
+    with confirmed_channel(options.settings, GIVE_UP_S,
                            declare=lambda *_: None) as channel:
         channel.confirm_delivery()
         dead_letters.on_idle = lambda: settle(0)
@@ -59,13 +59,15 @@ def replay(dead_letters, options):
                 if key in replayed:
                     continue  # it failed again, where a clock is late
                 replayed.add((*key[:2], found.replays + 1))
-                hopeless += found.error_message.startswith(ALWAYS)
                 headers, body = replay_headers(found.headers), found.body
                 if edited is not None:
                     body = edited.pop(exported.key_of(found))
                 if body != found.body:
                     headers[EDITED] = now()
-                if outcome := why_not(found, options):
+                outcome = why_not(found, options)
+                if outcome in (None, "would_replay"):
+                    hopeless += found.error_message.startswith(ALWAYS)
+                if outcome:
                     outcomes.add(found, outcome)
                     continue
                 properties = copied_properties(found.properties, headers)
@@ -101,7 +103,7 @@ def discard(dead_letters, options, asked=None):
         if asked is not None:
             asked[found.digest] -= 1
             if asked[found.digest] < 0:
-                dead_letters.later += 1  # than the question
+                dead_letters.later += 1  # after the question
                 continue
         if not options.dry_run:
             dead_letters.basic_ack(found)

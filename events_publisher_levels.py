@@ -60,7 +60,7 @@ def level_3_confirmed(channel, events):
 
 
 def answered(channel, most_unanswered):
-    """Wait until so few events have no answer; what became of the others."""
+    """Wait until at most so many lack an answer; what became of the others."""
     for message, answer in channel.answers(most_unanswered):
         if answer == ACK:  # every bound queue has it; a quorum queue, on disk
             yield message.id, "confirmed"

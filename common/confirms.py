@@ -25,7 +25,7 @@ ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """sent_at: of time.monotonic(); of a nacked message, before its first nack."""
+    """sent_at: by time.monotonic(); a message sent again after a nack keeps the first one."""
 
     id: str
     exchange: str
@@ -101,7 +101,7 @@ class Publisher:
             self._watch(channel)
 
     def _on_return(self, channel, method, properties, _body) -> None:
-        """No queue took it; its ack comes right behind (docs/facts.md, broker 12)."""
+        """No queue took it; its ack comes right after it (docs/facts.md, broker 12)."""
         for message in self._unconfirmed.values() if channel is self._channel else ():
             if message.id == str(properties.message_id) and not message.returned and (
                     message.routing_key == method.routing_key):

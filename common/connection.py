@@ -20,7 +20,7 @@ import pika
 import pika.data
 from pika.adapters.select_connection import IOLoop
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPConnectionError, AMQPError
+from pika.exceptions import AMQPError
 
 from common import console, patches
 from common.config import Settings
@@ -66,15 +66,14 @@ def connect(settings: Settings):
 
 
 def _first_that_answers(settings: Settings) -> tuple[pika.BlockingConnection, str]:
-    problem: Exception = AMQPConnectionError()
     for url in random.sample(settings.urls, len(settings.urls)):
         try:
             return pika.BlockingConnection(parameters(
                 url, settings.ca_file, blocked_connection_timeout=BLOCKED_TIMEOUT_S)), url
         except (AMQPError, AMQPConnectorException, OSError) as error:
-            problem = refusal(error, url) or error
-            if problem is not error:
-                raise problem from None
+            if refused := refusal(error, url):
+                raise refused from None
+            problem = error
     raise no_broker(settings.urls, problem)
 
 
@@ -94,14 +93,9 @@ class IoThread(threading.Thread):
         super().__init__(name="rabbitmq", daemon=True)
         self.ioloop = IOLoop()
         self.call = self.ioloop.add_callback_threadsafe
-        self.error: Exception | None = None
+        self.error: Exception | None = None  # no reconnecting helps; for the main thread
         self.links: list[Link] = []
         self._stopped = False
-
-    def check(self) -> None:
-        """Raise in the main thread what no reconnecting recovers."""
-        if self.error:
-            raise self.error
 
     def run(self) -> None:
         while not self._stopped:
@@ -117,9 +111,8 @@ class IoThread(threading.Thread):
         self.join(timeout_s + 0.5)
 
     def _close(self, deadline: float) -> None:
-        for link in self.links:
-            link.close()
-        if time.monotonic() < deadline and not all(link.is_gone for link in self.links):
+        closed = [link.close() for link in self.links]
+        if time.monotonic() < deadline and not all(closed):
             self.ioloop.call_later(0.02, lambda: self._close(deadline))
             return
         self._stopped = True
@@ -131,7 +124,7 @@ class Link:
 
     on_channel(channel): a new channel is open. on_lost(): it is gone, and what was under way on it
     is unknown. quiet: another link of the script prints that the broker went and came. All runs in
-    the I/O thread, but for `channel`: the open channel or None, which the main thread may compare.
+    the I/O thread; the main thread may read `channel` (the open one, or None) and `connected`.
     """
 
     def __init__(self, io: IoThread, settings: Settings, on_channel, on_lost, quiet: bool = False):
@@ -173,15 +166,11 @@ class Link:
         if (self._connection or self._pausing) and not self._closed:
             self._drop(words)
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """For good, at the first call; whether the broker has answered."""
         if not self._closed:
-            self._closed = True
-            self.channel = None
+            self._closed, self.channel = True, None
             _close(self._connection)
-
-    @property
-    def is_gone(self) -> bool:
-        """After close(): whether the broker has answered."""
         return not self._connection or self._connection.is_closed
 
     def _opened(self, connection) -> None:
@@ -210,8 +199,7 @@ class Link:
         if connection is not self._connection or self._closed:
             return
         self.channel = None
-        refused = refusal(reason, self._url)
-        if refused:
+        if refused := refusal(reason, self._url):
             self._io.error = refused
         else:
             self._drop(describe(reason))

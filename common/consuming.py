@@ -1,6 +1,6 @@
 """The verbs of a consumer, and what each of them guarantees.
 
-Events that arrived together are a batch: one transaction, one ack. finish() ends it in one line:
+Events that arrived together are a batch: one transaction. finish() ends it, in this order:
 
     commit -> ack what is done -> publish a copy of what failed -> wait for confirms -> ack the rest
 
@@ -27,7 +27,7 @@ from common.publishing import ConfirmedChannel
 from common.retry import cut, failed_copy, next_delay_s
 from common.subscription import Delivery, Subscription
 
-BATCH_S = 0.1  # a batch is finished at least this often
+BATCH_S = 0.1  # a batch this old takes no more events
 TICK_S, FORGET_S = 1, 3600  # how often the summary is printed, and old rows are deleted
 STOP_TIMEOUT_S, CLOSE_TIMEOUT_S = 2, 1  # for the copies under way; for the connections
 
@@ -42,8 +42,9 @@ class Consumer:
                  summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
         self.stop_wanted, self._queue = False, ""
-        made = crash_loop.TABLE + exchange.announcement(self.settings) + tables
-        self.ledger = Ledger(state_dir(options, name), name, made, lambda: self.stop_wanted)
+        stop_on_signals(self)
+        kit = "" if options.report else crash_loop.TABLE + exchange.announcement(self.settings)
+        self.ledger = Ledger(state_dir(options, name), name, kit + tables, lambda: self.stop_wanted)
         self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
         self._tick_at = self._forget_at = self._stop_at = 0.0  # of time.monotonic()
         self._batch: list[Delivery] = []  # has a verb, and is not finished
@@ -55,7 +56,6 @@ class Consumer:
                                         self._give_up, quiet=True)
 
     def __enter__(self):
-        stop_on_signals(self)
         return self
 
     def __exit__(self, kind, error, _) -> bool:
@@ -78,7 +78,7 @@ class Consumer:
         """Durable, with retry queues and dead_letter_queue; --ephemeral: unnamed, no retries."""
         self._queue = queue
         needed = exchange.topology(self.settings, queue)
-        for each in needed[:1] if self.options.ephemeral else needed:
+        for each in needed[:1] if self.options.ephemeral else needed:  # [0]: dead_letter_queue
             self._subscription.declarations.append(partial(exchange.declare_queue, queue=each))
 
     def queue_bind(self, queue: str, exchange: str) -> None:
@@ -106,16 +106,16 @@ class Consumer:
             headers = delivery.properties.headers
             alone = (delivery.redelivered or self.options.steps
                      or (headers and simulation.stands_alone(headers)))
-            if alone:  # it may kill the process: the events beside it must not suffer
+            if alone:  # it may kill or delay the process, or --steps prints it: its own batch
                 self.finish()
-            if delivery.channel is not self._subscription.link.channel:  # lost while they waited
+            if delivery.channel is not self._subscription.link.channel:  # lost in finish()
                 continue
             if not self._batch:
                 batch_at = moment
             begun += 1
             self._step(delivery, "recibido" + ", reentregado" * delivery.redelivered)
             yield delivery
-            if not delivery.outcome:
+            if not delivery.line:  # set by every verb, not by once()
                 raise KitError("Un evento quedó sin verbo: llama a basic_ack, retry o dead_letter.")
             active_at = time.monotonic()
             if alone or not self._subscription.inbox or active_at - batch_at > BATCH_S:
@@ -128,7 +128,7 @@ class Consumer:
         """Do handler(event, db) once, in one transaction with the ledger row. Returns its line,
         None for an event that was done before.
 
-        before(event) calls a service first, with nothing locked; a crash right behind it means that
+        before(event) calls a service first, with nothing locked; a crash right after it means that
         it is called again. Raises PermanentError for a malformed body, and what the two raise."""
         event = delivery.event = decode(delivery.body)
         delivery.event_id = event.id
@@ -143,7 +143,7 @@ class Consumer:
         if before:
             self.finish()
             if not self._subscription.is_current(delivery):
-                raise ConnectionError("the channel is lost, so the event comes again")
+                raise ConnectionError("se perdió el canal: el evento llegará otra vez")
             if not self.ledger.is_done(event.id):
                 before(event)
         line = self.ledger.once(event, handler)
@@ -158,9 +158,9 @@ class Consumer:
         self._batch.append(delivery)
 
     def retry(self, delivery: Delivery, error: Exception) -> None:
-        """Send a copy to the retry queue of this attempt, after the last to the dead letters; ack
-        the original once it is confirmed. The kit's own errors (disk, settings) say nothing of the
-        event: raised again, they end the script, and nothing is acked."""
+        """Send a copy to the retry queue of this attempt; after the last, to the dead letter queue.
+        Ack the original once the copy is confirmed. A KitError (disk, settings) is not the event's
+        fault: it is raised again, ends the script, and nothing of the batch is acked."""
         if isinstance(error, KitError):
             crash_loop.forget_at_exit(self.ledger, delivery)
             raise error
@@ -172,11 +172,11 @@ class Consumer:
         self._fail(delivery, error, None)
 
     def _fail(self, delivery: Delivery, error: Exception, delay_s: float | None) -> None:
-        delivery.copy = to, _ = failed_copy(delivery.properties, error, delay_s, consumer=self.name,
-                                            source_queue=self._queue, failed_at=now())
+        delivery.copy = failed_copy(delivery.properties, error, delay_s, consumer=self.name,
+                                    source_queue=self._queue, failed_at=now())
         delivery.outcome = "dead" if delay_s is None else "retry"
         delivery.why = f"{type(error).__name__}: {cut(str(error))}"
-        delivery.line = f"falló → {to}"
+        delivery.line = f"falló → {delivery.copy[0]}"
         self._step(delivery, f"falló: {delivery.why}")
         self._batch.append(delivery)
 
@@ -198,18 +198,18 @@ class Consumer:
                 crash_loop.forget(self.ledger, delivery.event.id)
         self.ledger.commit()
         self._step(batch[-1], "commit")
-        self.ack(done, multiple=not self._failed)
+        self._ack(done, multiple=not self._failed)
         confirmed = not self._failed or self._copies_confirmed()
         if self._failed and confirmed:
             self._step(batch[-1], "copia confirmada por el broker")
-            self.ack(self._failed, multiple=True)
+            self._ack(self._failed, multiple=True)
             done += self._failed
         console.print_deliveries(self.name, done)
         self._counts.update(delivery.outcome for delivery in done)
         if self.stop_wanted and not confirmed:
             raise Stopped("Terminado.")
 
-    def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
+    def _ack(self, deliveries: list[Delivery], multiple: bool) -> None:
         if deliveries:
             self._io.call(partial(self._subscription.ack, deliveries, multiple))
             self._step(deliveries[-1], "ack")
@@ -227,7 +227,7 @@ class Consumer:
         return confirmed
 
     def _give_up(self, _) -> bool:
-        """Whether to wait for copies no longer: the script stops, or the originals come again."""
+        """Whether to stop waiting for the copies: the script stops, or the originals come again."""
         if self.stop_wanted and not self._stop_at:
             self._stop_at = time.monotonic() + STOP_TIMEOUT_S
         return not self._subscription.is_current(self._failed[0]) or (

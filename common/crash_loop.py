@@ -31,7 +31,7 @@ def note_start(ledger: Ledger, event_id: str) -> None:
 
 
 def forget_at_exit(ledger: Ledger, delivery) -> None:
-    """The script ends, but not of this event."""
+    """The script ends, and this event is not the cause: its starts do not count."""
     if delivery.redelivered and delivery.event:
         with suppress(KitError):  # the disk may be the reason of the end
             forget(ledger, delivery.event.id)

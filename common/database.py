@@ -36,7 +36,7 @@ class Stopped(KitError):
     exit_code = 0
 
 
-def open_database(path: Path, tables: str, stop_wanted=bool) -> sqlite3.Connection:
+def open_database(path: Path, tables: str, stop_wanted=lambda: False) -> sqlite3.Connection:
     """Open or create a file that several processes share, as soon as they let it; a commit is on
     disk. tables: SQL, CREATE … IF NOT EXISTS. Raises StateError, Stopped."""
     tries = 0

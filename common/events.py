@@ -99,8 +99,8 @@ def decode(body: bytes) -> Event:
     if not isinstance(fields, dict) or fields.get("specversion") != "1.0":
         raise MalformedEvent("el cuerpo no es un objeto JSON con specversion \"1.0\"")
     event_id, kind = _text(fields, "id", _UUID).lower(), _text(fields, "type")
-    at = _text(fields, "time", _TIME)
-    if _text(fields, "source") and kind != USER_CREATED:
+    at, _ = _text(fields, "time", _TIME), _text(fields, "source")  # a source is required, not used
+    if kind != USER_CREATED:
         return Event(event_id, kind, at)
     data = fields["data"] if isinstance(fields.get("data"), dict) else {}
     check_user(data.get("nombre"), data.get("email"), MalformedEvent)

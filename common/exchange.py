@@ -93,10 +93,8 @@ def topology(settings: Settings, *queues: str) -> list[Queue]:
 
 
 def declare(channel, settings: Settings, *queues: str) -> None:
-    """Declare the exchange and that topology; what exists already stays as it is.
-
-    On an asynchronous channel this returns at once, and what is sent next waits its turn.
-    """
+    """Declare the exchange and that topology; a queue with other arguments is refused (406). An
+    asynchronous channel does not wait here: the broker handles what is sent next after it."""
     declare_exchange(channel)
     for queue in topology(settings, *queues):
         declare_queue(channel, queue)

@@ -21,7 +21,7 @@ class Ledger:
     handler's own. state_dir None: in memory. Raises StateError, Stopped."""
 
     def __init__(self, state_dir: Path | None, consumer: str, tables: str = "",
-                 stop_wanted: Callable[[], bool] = bool):
+                 stop_wanted: Callable[[], bool] = lambda: False):
         self.path = state_dir / f"{consumer}.db" if state_dir else Path(":memory:")
         self._stop_wanted, self._in_handler, self._began_at = stop_wanted, False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
@@ -57,7 +57,7 @@ class Ledger:
             if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)",
                                (UUID(event.id).bytes, int(time.time()))).rowcount:
                 self._in_handler = True
-                line = handler(event, self.db)
+                line = handler(event, self.db) or "procesado"  # None: done before
         except Exception as raised:
             error = raised
         self._in_handler = False

@@ -37,8 +37,8 @@ def properties(event: Event, delivery_mode: int, headers: dict | None = None):
 class ConfirmedChannel:
     """A channel in confirm mode on a connection of its own (common/confirms.py).
 
-    declare(channel) runs on each new channel, before anything is published. give_up(channel) says
-    when to wait no longer. unanswered: by id(), the messages without an answer.
+    declare(channel) runs on each new channel, before anything is published. give_up(answered_at):
+    whether to stop waiting; the time of the last answer. unanswered: by id(), what has no answer.
     """
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
@@ -82,9 +82,9 @@ class ConfirmedChannel:
             self._send_batch()
         while True:
             yield from self._new_answers()
-            if self.unanswered:
-                self._io.check()
-            if self.unanswered and self._give_up(self):
+            if self.unanswered and self._io.error:
+                raise self._io.error
+            if self.unanswered and self._give_up(self.answered_at):
                 self._answers.extend((message, TIMEOUT) for message in self.unanswered.values())
             elif len(self.unanswered) <= most_unanswered:
                 return
@@ -131,8 +131,8 @@ def confirmed_channel(settings: Settings, timeout_s: float, outbox: Outbox | Non
     exist (docs/facts.md, broker 11). Gives up after timeout_s without an answer."""
     io = IoThread()
     channel = ConfirmedChannel(
-        io, settings, lambda channel: declare(channel, settings),
-        lambda channel: time.monotonic() - channel.answered_at > timeout_s, outbox)
+        io, settings, lambda opened: declare(opened, settings),
+        lambda answered_at: time.monotonic() - answered_at > timeout_s, outbox)
     io.start()
     try:
         yield channel

@@ -1,7 +1,7 @@
 """What happens to an event that failed: pure functions, no broker needed.
 
-The kit's own headers decide, never x-death: RabbitMQ 4 ignores an x-death that a client sends, and
-3.10 takes a replay that kept it for a cycle and drops it (docs/facts.md, broker 6).
+Only the kit's own headers count, never x-death: RabbitMQ 4 ignores one that a client sends, and
+3.10 drops a replay that still has one, as a dead-letter cycle (docs/facts.md, broker 6).
 """
 
 import uuid
@@ -12,7 +12,7 @@ from common.config import MAX_DELAYS
 from common.exchange import DEAD_LETTER_QUEUE, retry_queue
 
 ERROR_BYTES = 1024  # a header larger than a frame closes the connection (docs/facts.md, pika 5)
-MOST = 1_000_000  # no kit counts attempts or replays so far
+MOST = 1_000_000  # a larger number of attempts or replays is not the kit's
 TRACING = ("traceparent", "tracestate")  # https://www.w3.org/TR/trace-context/
 EDITED = "x-edited-at"  # RFC 3339: when a person changed the body, for a replay
 
@@ -52,20 +52,12 @@ def failed_copy(properties: pika.BasicProperties, error: Exception, delay_s: flo
                 consumer: str, source_queue: str, failed_at: str) -> tuple:
     """(queue, properties) of the copy of a failed event; delay_s as of next_delay_s()."""
     to = DEAD_LETTER_QUEUE if delay_s is None else retry_queue(source_queue, delay_s)
-    return to, copied_properties(properties, failed_headers(
-        properties.headers, error, delay_s, consumer=consumer, source_queue=source_queue, to=to,
-        failed_at=failed_at))
-
-
-def failed_headers(headers: dict | None, error: Exception, delay_s: float | None, *,
-                   consumer: str, source_queue: str, to: str, failed_at: str) -> dict:
-    """The headers of the copy that goes to `to`, a retry queue or the dead letter queue."""
+    headers = properties.headers or {}
+    attempt, first = attempt_of(headers), headers.get("x-first-failed-at")
     kept = kept_headers(headers)
-    attempt = attempt_of(headers)
-    first = (headers or {}).get("x-first-failed-at")
     if replays_of(headers):
         kept["x-replays"] = replays_of(headers)
-    return kept | {
+    return to, copied_properties(properties, kept | {
         "x-attempt": attempt if delay_s is None else attempt + 1,
         "x-error-type": type(error).__name__,
         "x-error-message": cut(str(error)),
@@ -75,7 +67,7 @@ def failed_headers(headers: dict | None, error: Exception, delay_s: float | None
         "x-failed-at": failed_at,
         "x-journey": [*journey_of(headers),
                       {"attempt": attempt, "failed_at": failed_at, "to": to}],
-    }
+    })
 
 
 def replay_headers(headers: dict | None) -> dict:
@@ -84,8 +76,8 @@ def replay_headers(headers: dict | None) -> dict:
 
 
 def kept_headers(headers: dict | None) -> dict:
-    """What else travels on: tracing and the simulated failure. All other headers stay behind: the
-    broker's, CC (it would route a copy elsewhere), values that pika cannot write."""
+    """What else travels on: tracing, the time of an edit, the simulated failure. All other headers
+    stay behind: the broker's, CC (it would route a copy elsewhere), what pika cannot write."""
     headers = headers or {}
     kept: dict = {name: cut(headers[name], 512) for name in (*TRACING, EDITED)
                   if isinstance(headers.get(name), str)}

@@ -49,7 +49,7 @@ class Subscription:
         self.link = Link(io, settings, self._channel_opened, self._lost)
         self._consumer, self._settings = consumer, settings
         self.declarations: list[Callable] = []
-        self.bind: Callable = bool  # nothing
+        self.bind: Callable = lambda channel: None
         self._io = io
         self.inbox: deque[Delivery] = deque()
         self._arrived, self._cancelled = threading.Event(), threading.Event()

@@ -26,7 +26,7 @@ from pathlib import Path
 import pika
 import pytest
 
-from common import cli, config, console, events, exchange, publishing
+from common import cli, config, console, events, exchange, publishing, retry
 from common.views import dead_letters
 from tools import run_tests
 from tools.install import has_apt
@@ -69,6 +69,15 @@ def pytest_runtest_protocol(item, nextitem):
             return True
         own_parts.add(part)
     return None
+
+
+def failed_headers(headers: dict | None, error: Exception, delay_s: float | None,
+                   consumer: str = "email", failed_at: str = "") -> dict:
+    """Return the headers of the copy that a consumer makes of a failed event; failed_at: now."""
+    _, copied = retry.failed_copy(pika.BasicProperties(headers=headers), error, delay_s,
+                                  consumer=consumer, source_queue=exchange.CONSUMERS[consumer],
+                                  failed_at=failed_at or events.now())
+    return copied.headers
 
 
 def part_of(item) -> str:

@@ -214,6 +214,17 @@ def test_a_report_before_the_first_event_is_all_zeros_and_creates_no_file(kit):
     assert list(kit.state.iterdir()) == []
 
 
+def test_a_report_changes_nothing_and_waits_for_no_consumer(kit):
+    publish(kit, 1)
+    kit.call_ok(LOYALTY, "--limit", "1")
+    with closing(sqlite3.connect(kit.state / "loyalty.db", isolation_level=None)) as consumer:
+        consumer.execute("BEGIN IMMEDIATE")
+        told = kit.call_ok(LOYALTY, "--report", "--retry-delays", "77")
+        assert told.stdout == "cuentas: 1, puntos: 100\n"
+        assert consumer.execute("SELECT count(*) FROM retry_delays WHERE delay_s = 77"
+                                ).fetchone() == (0,)
+
+
 @pytest.mark.parametrize("script", SCRIPTS.values())
 def test_a_report_of_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit, script):
     result = kit.call(script, "--report", "--state-dir", "nope")
@@ -360,6 +371,16 @@ def test_an_idle_consumer_stops_within_two_seconds(kit):
     assert running.interrupt() == 0
     assert time.monotonic() - signalled_at < 2
     assert running.out[-1] == "loyalty: procesados 0."
+
+
+def test_a_consumer_that_waits_for_its_file_at_the_start_hears_a_stop(kit):
+    kit.state.mkdir()
+    with closing(sqlite3.connect(kit.state / "loyalty.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        running = kit.start(LOYALTY)
+        running.wait_for("Otro proceso está usando loyalty.db")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end() == 0
 
 
 def test_a_second_ctrl_c_exits_at_once_and_the_event_stays_in_the_queue(kit):

@@ -5,7 +5,10 @@ import signal
 from contextlib import contextmanager
 from itertools import count
 
+import pytest
+
 from common import cli, events, exchange, publishing
+from common.config import KitError
 from common.consuming import Consumer
 from common.subscription import Delivery
 from tests.conftest import wait_until
@@ -67,6 +70,14 @@ def test_an_ack_for_a_lost_connection_is_not_sent_on_the_next_one(kit, shared_no
         again = next(loop)  # finishes the batch of the first
         assert (again.tag, again.event_id) == (begun.tag, begun.event_id)
         assert consumer.ledger.is_done(begun.event_id)
+    kit.wait_for_depth(QUEUE, EVENTS)
+
+
+def test_a_loop_that_forgets_the_verb_of_an_event_is_told_so(kit, shared_node):
+    with after_a_reconnect(kit, shared_node) as (consumer, loop, begun):
+        consumer.once(begun, lambda event, db: "done")
+        with pytest.raises(KitError, match="sin verbo: llama a basic_ack"):
+            next(loop)
     kit.wait_for_depth(QUEUE, EVENTS)
 
 

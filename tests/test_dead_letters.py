@@ -14,12 +14,13 @@ import pytest
 from common import cli, console, events, publishing, retry, simulation
 from common.connection import connect
 from common.views import dead_letters, live
-from tests.conftest import ROOT, WAIT_S, wait_until
+from tests.conftest import ROOT, WAIT_S, failed_headers, wait_until
 
 SCRIPT = "dead_letter_consumer.py"
 DLQ = "dead_letter_queue"
 MAIN = ("email_queue", "loyalty_queue", "analytics_queue")
 NO_NETWORK = OSError("sin red")
+ALWAYS_FAILS = simulation.SimulatedFailure(simulation.ALWAYS)
 
 
 @pytest.fixture
@@ -33,11 +34,8 @@ def dead_letter(kit, consumer: str = "email", error: Exception = NO_NETWORK, hea
                 body=None) -> str:
     """Publish a dead letter as a consumer of the kit does. Return its event id."""
     event = events.user_created("Zoë Ñandú", "zoe@eco.com")
-    first = retry.failed_headers(headers, error, 0.3, consumer=consumer,
-                                 to=f"{consumer}_queue.retry.300ms",
-                                 source_queue=f"{consumer}_queue", failed_at=events.now())
-    last = retry.failed_headers(first, error, None, consumer=consumer, to=DLQ,
-                                source_queue=f"{consumer}_queue", failed_at=events.now())
+    first = failed_headers(headers, error, 0.3, consumer)
+    last = failed_headers(first, error, None, consumer)
     kit.publish(body or events.encode(event), queue=DLQ,
                 properties=publishing.properties(event, 2, last))
     return event.id
@@ -134,6 +132,8 @@ def test_a_replay_names_the_filter_for_simulated_failures_that_come_back(kit):
     shown = kit.call_ok(SCRIPT, "--replay", "--dry-run").stdout
     words = '--discard --error "falla siempre"'
     assert f"volverán aquí: 1. Bórralos con {words}, o reenvía uno con --id.\n" in shown
+    dead_letter(kit, headers={"x-replays": 3}, error=ALWAYS_FAILS)
+    assert "volverán aquí: 1. " in kit.call(SCRIPT, "--replay", "--dry-run").stdout  # worn out
     kit.call_ok(SCRIPT, "--discard", "--yes", "--error", "falla siempre")
     assert ids(kit.call_ok(SCRIPT, "--json", "--limit", "1")) == [mended]
     assert words not in kit.call_ok(SCRIPT, "--replay").stdout
@@ -378,9 +378,8 @@ def test_a_message_that_fails_again_under_a_slow_clock_is_replayed_once(kit):
     running = kit.start(SCRIPT, "--replay", "--rate", "1", "--json")
     wait_until(lambda: first in ids(running), "the first replay", running.text)
     [(properties, body)] = kit.messages("email_queue")
-    headers = retry.failed_headers(properties.headers, OSError("sin red"), None,
-                                   consumer="email", to=DLQ,
-                                   source_queue="email_queue", failed_at="2020-01-01T00:00:00.000Z")
+    headers = failed_headers(properties.headers, OSError("sin red"), None,
+                             failed_at="2020-01-01T00:00:00.000Z")
     kit.publish(body, queue=DLQ, properties=pika.BasicProperties(
         message_id=first, delivery_mode=2, headers=headers))
     assert running.end() == 0
@@ -545,9 +544,7 @@ def test_a_second_terminal_waits_for_its_turn_also_when_the_first_is_killed(kit)
 def test_since_chooses_by_the_time_of_the_failure(kit, since, count):
     for hours in (1, 2, 30):
         at = cli.moment(f"{hours}h")
-        kit.publish_event(queue=DLQ, headers=retry.failed_headers(
-            None, NO_NETWORK, None, consumer="email", to=DLQ, source_queue="email_queue",
-            failed_at=at))
+        kit.publish_event(queue=DLQ, headers=failed_headers(None, NO_NETWORK, None, failed_at=at))
     for moment in (since, cli.moment(since)):
         assert kit.call_ok(SCRIPT, "--summary", "--since", moment).stdout.splitlines()[-1] == (
             f"total: {count}")
@@ -555,9 +552,8 @@ def test_since_chooses_by_the_time_of_the_failure(kit, since, count):
 
 def test_an_edited_export_is_replayed_once_and_its_history_says_so(kit, tmp_path):
     kept = dead_letter(kit, "email")
-    broken = kit.publish_event(queue=DLQ, headers=retry.failed_headers(
-        None, retry.PermanentError("sin arreglo"), None, consumer="loyalty", to=DLQ,
-        source_queue="loyalty_queue", failed_at=events.now()))
+    broken = kit.publish_event(queue=DLQ, headers=failed_headers(
+        None, retry.PermanentError("sin arreglo"), None, "loyalty"))
     file = tmp_path / "fallidos.jsonl"
     kit.call_ok(SCRIPT, "--export", str(file))
     exported = file.read_text(encoding="utf-8")
@@ -580,18 +576,15 @@ def test_an_edited_export_is_replayed_once_and_its_history_says_so(kit, tmp_path
 
 
 def test_an_export_with_line_separators_in_its_text_is_replayed(kit, tmp_path):
-    kit.publish_event(queue=DLQ, headers=retry.failed_headers(
-        None, Exception("uno\u2028dos\u0085tres"), None, consumer="email", to=DLQ,
-        source_queue="email_queue", failed_at=events.now()))
+    kit.publish_event(queue=DLQ, headers=failed_headers(
+        None, Exception("uno\u2028dos\u0085tres"), None))
     kit.call_ok(SCRIPT, "--export", str(tmp_path / "fallidos.jsonl"))
     kit.call_ok(SCRIPT, "--replay", "--from", str(tmp_path / "fallidos.jsonl"))
     assert (kit.depth(DLQ), kit.depth("email_queue")) == (0, 1)
 
 
 def test_that_a_body_was_edited_stays_known_when_it_fails_again(kit):
-    headers = retry.failed_headers({"x-edited-at": "2026-11-24T10:00:00.000Z"}, NO_NETWORK, None,
-                                   consumer="email", to=DLQ, source_queue="email_queue",
-                                   failed_at=events.now())
+    headers = failed_headers({"x-edited-at": "2026-11-24T10:00:00.000Z"}, NO_NETWORK, None)
     kit.publish_event(queue=DLQ, headers=headers)
     shown = kit.run_ok(SCRIPT, "--full", "--limit", "1", TZ="UTC").stdout
     assert "corregido 24/11 10:00:00" in shown
@@ -664,9 +657,8 @@ def returned_too_often(channel) -> None:
 
 @pytest.mark.parametrize("how, reason", [(rejected, "rejected"),
                                          (returned_too_often, "delivery_limit")])
-@pytest.mark.parametrize("headers", [None, retry.failed_headers(
-    None, OSError("sin red"), 0.3, consumer="email", source_queue="email_queue",
-    to="email_queue.retry.300ms", failed_at="2025-11-24T08:00:00.000Z")],
+@pytest.mark.parametrize("headers", [None, failed_headers(
+    None, OSError("sin red"), 0.3, failed_at="2025-11-24T08:00:00.000Z")],
                          ids=["first try", "second try"])
 def test_a_dead_letter_made_by_the_broker_is_shown_and_replayed(kit, how, reason, headers):
     event = kit.publish_event(queue="email_queue", headers=headers)

@@ -165,6 +165,12 @@ def test_an_sql_error_in_a_handler_is_an_ordinary_error(ledger):
         ledger.once(new_event(), lambda event, db: db.execute("INSERT INTO no_table VALUES (1)"))
 
 
+def test_a_handler_that_returns_nothing_is_no_duplicate(ledger):
+    event = new_event()
+    lines = [ledger.once(event, lambda event, db: None) for _ in range(2)]
+    assert lines == ["procesado", None]
+
+
 @pytest.mark.parametrize("next_step", ["begin", "commit"])
 def test_a_transaction_that_sqlite_undid_is_never_taken_for_a_committed_one(ledger, next_step):
     """After some errors of the disk SQLite itself rolls back."""

@@ -6,6 +6,7 @@ import pytest
 from common import retry
 from common.events import MalformedEvent
 from common.retry import PermanentError
+from tests.conftest import failed_headers
 
 DELAYS = (5.0, 30.0, 120.0)
 NO_NETWORK = OSError("sin red")
@@ -44,9 +45,8 @@ def test_an_invalid_history_is_ignored(journey):
     assert retry.journey_of({"x-journey": journey}) == []
 
 
-def failed(headers, error=NO_NETWORK, delay=5.0, at=FIRST, to="email_queue.retry.5s"):
-    return retry.failed_headers(headers, error, delay, consumer="email",
-                                source_queue="email_queue", to=to, failed_at=at)
+def failed(headers, error=NO_NETWORK, delay=5.0, at=FIRST):
+    return failed_headers(headers, error, delay, failed_at=at)
 
 
 def test_the_headers_of_a_first_failure_describe_it():
@@ -58,7 +58,7 @@ def test_the_headers_of_a_first_failure_describe_it():
 
 
 def test_a_second_failure_keeps_the_first_time_and_extends_the_history():
-    again = failed(failed(None), ValueError("otro"), None, SECOND, "dead_letter_queue")
+    again = failed(failed(None), ValueError("otro"), None, SECOND)
     assert again["x-attempt"] == 2  # the last failed attempt: no further one follows
     assert (again["x-first-failed-at"], again["x-failed-at"]) == (FIRST, SECOND)
     assert again["x-error-type"] == "ValueError"

@@ -126,7 +126,7 @@ class DeadLetters:
 
     def __init__(self, connection, settings: Settings, wait: bool = True):
         self._connection, self._settings, self._wait, self.later = connection, settings, wait, 0
-        self.on_idle: Callable = bool
+        self.on_idle: Callable = lambda: None
         self._inbox: deque[DeadLetter] = deque()
         self._acked: list[int] = []  # tags; not written yet
         self._room = self._received = 0  # room: how many more come before one has an ack

@@ -7,7 +7,7 @@ from collections import Counter
 from common import console
 from common.cli import EXIT_NO_BROKER, EXIT_OK, EXIT_PARTLY
 from common.config import ConfigError
-from common.confirms import ACK, NACK, RETURN
+from common.confirms import ACK, NACK, RETURN, TIMEOUT
 from common.problems import NO_BROKER_ADVICE, BrokerUnavailable
 
 LINES_AT_MOST = 20  # beyond, a progress line replaces the lines
@@ -72,7 +72,7 @@ class Tally:
             late, open_ = self.channel.late, self.channel.unanswered.values()
             confirmed, returned = confirmed + late[ACK], returned + late[RETURN]
             refused = late[NACK] + sum(message.nacked for message in open_)
-            silent += late[NACK] + len(open_) - refused
+            silent += late[TIMEOUT] + sum(not message.nacked for message in open_)
         unconfirmed = returned + refused + silent
         total = self.counts["sent"] + confirmed + unconfirmed
         if not total:

@@ -3,13 +3,11 @@
 from common import console
 from common.config import Settings
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, topology
+from common.views.status import Found
 
 
-def tree(states) -> list[str]:
-    """The exchange, its queues with their retries below them, the dead letter queue.
-
-    states: list of common.views.status.Found.
-    """
+def tree(states: list[Found]) -> list[str]:
+    """The exchange, its queues with their retries below them, the dead letter queue."""
     rows = [(f"{EXCHANGE} (fanout)", "", "", "")]
     found = {state.queue.name: state for state in states}
     names = list(CONSUMERS.values())
