@@ -89,6 +89,13 @@ def test_a_publisher_that_counts_a_multiple_ack_once_is_caught(mortal_node, tmp_
     assert "answers" in result["broken"]
 
 
+def test_a_judge_whose_broker_does_not_answer_says_so(mortal_node, tmp_path):
+    mortal_node.start()
+    mortal_node.kill()
+    result = judged(mortal_node, solution(1), 1, tmp_path)
+    assert result["verdict"] == "unknown" and "falló el broker del juez" in result["reason"]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_is_left_of_a_hostile_program(name, mortal_node, tmp_path):
     mortal_node.start()

@@ -105,6 +105,10 @@ class Stage:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Stage":
+        return self
+
+    def set(self) -> None:
+        """Prepare the broker. Raises AMQPError, OSError."""
         create_vhost(self.node.management_url, "guest", "guest", self._vhost)
         self._manage("PUT", f"users/{USER}", {"password": PASSWORD, "tags": ""})
         self._manage("PUT", f"permissions/{self._vhost}/{USER}",
@@ -112,14 +116,14 @@ class Stage:
         setup_queues.declare(self.channel(), self.settings)
         self._watcher.start()
         self._tracing.wait(BROKER_S)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self.program.end()
         self.wire.close()
         self.service.close()
-        self._watcher.join(BROKER_S)
+        if self._watcher.is_alive():
+            self._watcher.join(BROKER_S)
         self._hang_up()
         if self.node.running:
             with suppress(OSError):
