@@ -119,7 +119,7 @@ def question(options):
         asked = Counter(one.digest for one in chosen(dead_letters, options))
     if asked and not cli.confirm("Mensajes fallidos que se borrarían para"
                                  f" siempre: {asked.total()}. ¿Borrarlos?"):
-        console.print_error("No se borra nada. Sin pregunta: --yes.")
+        console.print_error("No se borra nada. Para no preguntar: --yes.")
         return None
     return asked
 

@@ -46,8 +46,7 @@ def main(argv=None):
             console.print_line(drawn)
         return EXIT_OK
     if options.watch:
-        Flow(settings).until_stopped()
-        return EXIT_OK
+        return Flow(settings).until_stopped()
     management = Management(settings)
     if options.reset and not reset(settings, management, options):
         return EXIT_CHECK_FAILED
@@ -70,7 +69,6 @@ def main(argv=None):
                 console.print_line(line)
             if management.problem:
                 console.print_line(management.problem)
-    return EXIT_OK
 
 
 def check(connection, settings, management):
@@ -86,7 +84,6 @@ def check(connection, settings, management):
             " manera o de otro RETRY_DELAYS, python setup_queues.py --reset.")
         return EXIT_CHECK_FAILED
     console.print_line("✔ El exchange y las colas están como deben.", "ok")
-    return EXIT_OK
 
 
 def reset(settings, management, options):
@@ -116,7 +113,7 @@ def reset(settings, management, options):
                 channel.exchange_delete(exchange=EXCHANGE)
         if not asked and not cli.confirm(
                 f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
-            console.print_error("No se borra nada. Sin pregunta: --yes.")
+            console.print_error("No se borra nada. Para no preguntar: --yes.")
             return False
     console.print_notice(f"Colas borradas: {len(there)}, mensajes: {messages}.")
     return True

@@ -1,4 +1,4 @@
-"""Publica eventos que fallan a propósito, para ver reintentos y fallidos.
+"""Publica eventos que fallan a propósito: reintentos, mensajes fallidos.
 
   python simulate_fail_publisher.py --count 3
 

@@ -29,7 +29,7 @@ SETTINGS = (  # flag, setting, its value and its meaning in --help
     ("--retry-delays", "RETRY_DELAYS", "S,S,…", ": segundos antes de cada reintento"),
     ("--state-dir", "STATE_DIR", "CARPETA", ": dónde se guarda lo procesado"),
     ("--queue-type", "QUEUE_TYPE", "TIPO", ": quorum o classic"),
-    ("--ca-file", "RABBITMQ_CA_FILE", "ARCHIVO", ": quién firmó el certificado, amqps://"),
+    ("--ca-file", "RABBITMQ_CA_FILE", "ARCHIVO", ": quién firmó el certificado, con amqps://"),
     ("--management-url", "RABBITMQ_MANAGEMENT_URL", "URL", ": la API de gestión"),
     ("--smtp-url", "SMTP_URL", "URL", ": servidor de correo; sin ella, solo STATE_DIR"))
 SLOW_STOP_S = 1  # a stop that takes longer says so
@@ -73,8 +73,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, action="store_true", help=words)
 
     def parse_args(self, args=None, namespace=None):
-        """The flags, and as `settings` the settings. What a word processor or a chat makes of --
-        and of quotes gets a sentence of its own."""
+        """The flags, with the settings as .settings. A typographic dash or quote, from a word
+        processor or a chat, gets a sentence of its own."""
         for word in filter(None, sys.argv[1:] if args is None else args):
             first, last = unicodedata.category(word[0]), unicodedata.category(word[-1])
             flag = "--" + re.sub(r"^\W+", "", word).partition("=")[0]
@@ -161,7 +161,7 @@ def dead_letter_options(description: str, argv: list[str] | None,
     action.add_argument("--discard", action="store_true", help="los borra; pregunta antes")
     parser.add_argument("--consumer", choices=consumers, help="solo los de este consumidor")
     parser.value("--limit", whole(1, 10**9), "N", "N mensajes, como mucho")
-    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: acaba tras S s sin nuevos")
+    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: acaba tras S s sin ninguno")
     parser.value("--id", str, "ID", "solo este evento; vale el final del id, como en pantalla")
     parser.value("--error", str, "TEXTO", "solo si el error contiene este texto")
     parser.value("--since", moment, "TIEMPO", "solo desde: 10m, 2h, 1d o una hora RFC 3339")
@@ -177,8 +177,8 @@ def dead_letter_options(description: str, argv: list[str] | None,
     given = parser.parse_args(argv)
     changes = given.replay or given.discard
     given.live = not (given.summary or given.export is not None or changes)
-    if "" in (given.id, given.error):
-        parser.error("--id y --error no pueden estar vacíos: elegirían todos los mensajes")
+    if "" in (given.id, given.error, given.file):
+        parser.error("--id, --error y --from no pueden estar vacíos: elegirían todos los mensajes")
     for flags, fit, words in (
             ("rate file force", given.replay, "--rate, --from y --force van con --replay"),
             ("consumer id error since limit", not given.file, "--from elige los de su archivo:"
@@ -223,11 +223,11 @@ def moment(text: str) -> str:
 
 def paced(items: Iterable, rate: float | None, sleep: Callable[[float], None]) -> Iterator:
     """The items, at most `rate` a second; without a rate, as fast as they are taken."""
-    started_at = time.monotonic()
-    for index, item in enumerate(items):
-        early = index / rate - (time.monotonic() - started_at) if rate else 0
-        if early > 0:
-            sleep(early)
+    due_at = time.monotonic()
+    for item in items:
+        while rate and (early := due_at - time.monotonic()) > 0:
+            sleep(min(early, 0.2))  # on Windows Ctrl-C does not interrupt pika's select()
+        due_at = max(due_at, time.monotonic() - 0.1) + 1 / (rate or 1)  # no burst after a stall
         yield item
 
 

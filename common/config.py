@@ -76,7 +76,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
 
 def masked(text: str) -> str:
     """A URL, or a text with one, without its password, for the screen."""
-    return re.sub(r":(?!//)\S*@", "@", text)
+    return re.sub(r"(://[^\s:/]*):[^'\n]*@|:(?!//)\S*@", r"\1@", text)
 
 
 def endpoints(urls: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from common.config import KitError
 from common.retry import PermanentError
 
 LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
-COMFORT = "No se pierde nada: lo que falta sigue en el broker o en STATE_DIR."
+COMFORT = "Lo que ya estaba en el broker o en STATE_DIR no se pierde."
 _DISK = {
     "disk is full": "el disco está lleno: libera espacio",
     "image is malformed": "está dañado: apártalo, sin borrarlo,",

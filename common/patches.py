@@ -12,17 +12,13 @@ _SPANISH = {
     "positional arguments": "argumentos",
     "show this help message and exit": "muestra esta ayuda y termina",
     "the following arguments are required: %s": "falta %s",
-    "one of the arguments %s is required": "falta uno de %s",
     "unrecognized arguments: %s": "no se conoce %s (un valor con espacios va entre comillas)",
     "not allowed with argument %s": "no va junto con %s",
     "expected one argument": "le falta un valor",
-    "expected at most one argument": "admite un valor como mucho",
-    "expected at least one argument": "le falta al menos un valor",
     "ignored explicit argument %r": "no admite el valor %r",
     "argument %(argument_name)s: %(message)s": "%(argument_name)s: %(message)s",
     "invalid choice: %(value)r (choose from %(choices)s)":
         "%(value)r no vale; elige entre %(choices)s",
-    "invalid %(type)s value: %(value)r": "%(value)r no es un valor válido",
 }
 
 

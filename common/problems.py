@@ -26,7 +26,7 @@ def refusal(error: BaseException, url: str) -> ConfigError | None:
     if isinstance(cause, pika_errors.AuthenticationError) or _code(cause) == 403:
         return ConfigError("El broker no acepta el usuario o la contraseña de RABBITMQ_URL"
                            f" ({shown}): corrígelos ahí o en .env; python kit.py broker status"
-                           " dice cuál usar.")
+                           " dice cuál usar, si lo arrancó el kit.")
     if _code(cause) == 530:
         return ConfigError(f"El broker no da acceso al vhost de RABBITMQ_URL ({shown}): revisa su"
                            " nombre (por defecto /, que se escribe %2F) y los permisos.")
@@ -77,7 +77,7 @@ def describe(error: BaseException) -> str:
     if isinstance(cause, ssl.SSLError):
         return f"fallo de TLS: {cause.reason}"
     if isinstance(cause, OSError) and type(cause).__name__ == "gaierror":
-        return "el nombre del servidor no existe"
+        return "no se encuentra el nombre del servidor"
     if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
         return "no responde a tiempo"
     return "la conexión se cortó"
@@ -87,8 +87,8 @@ def _certificate(error: ssl.SSLCertVerificationError) -> str:
     """https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/"""
     if error.verify_code in (62, 64):
         return "es de otro servidor; escribe en RABBITMQ_URL el nombre para el que se hizo"
-    if error.verify_code == 10:
-        return "ha caducado; renuévalo en el broker"
+    if error.verify_code in (9, 10):
+        return "aún no vale o ha caducado; mira la fecha de este equipo, o renuévalo en el broker"
     return "nadie de confianza lo firmó; pon en RABBITMQ_CA_FILE el certificado de quien lo hizo"
 
 

@@ -27,7 +27,7 @@ def stands_alone(headers: dict) -> bool:
 
 
 def obey(headers: dict, consumer: str, attempts: int) -> None:
-    """Fail as the header says, if it names this consumer. attempts: how many a replay starts."""
+    """Fail as the header says, if it names this consumer. attempts: how many each replay has."""
     instruction = headers.get(HEADER)
     if not isinstance(instruction, dict) or instruction.get("consumer") not in (consumer, "all"):
         return

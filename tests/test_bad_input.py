@@ -82,6 +82,7 @@ def assert_refused(result, code: int, *words: str) -> str:
     (SIMULATOR, "--mode flaky --seconds 1", "--mode slow"),
     (DEAD, "--discard --yes --id=", "no pueden estar vacíos"),
     (DEAD, "--replay --error=", "no pueden estar vacíos"),
+    (DEAD, "--replay --from=", "no pueden estar vacíos"),
     (DEAD, "--rate 5", "--rate, --from y --force van con --replay"),
     (DEAD, "--summary --yes", "--yes va con --discard"),
     (DEAD, "--export x --dry-run", "--dry-run va con --replay o --discard"),
@@ -200,7 +201,7 @@ def test_level_3_with_a_rate_gives_up_as_soon_as_at_full_speed(offline_kit):
                              "--timeout", "1", "--json", timeout=20)
     assert result.returncode == 69
     assert result.stdout.count('"unconfirmed"') in (1, 2)
-    assert "El broker no contestó durante 1 s. Arráncalo con" in result.stderr
+    assert "El broker no confirmó nada durante 1 s. Arráncalo con" in result.stderr
 
 
 START = pika.frame.Method(0, pika.spec.Connection.Start(server_properties={})).marshal()
@@ -301,7 +302,7 @@ def fill(folder: Path) -> None:
 
 def assert_kept(kit, name: str, result) -> None:
     """Assert that the consumer printed the reason and the event is still in its queue."""
-    assert_refused(result, 78, "No se pierde nada", str(kit.state))
+    assert_refused(result, 78, "no se pierde.", str(kit.state))
     kit.wait_for_depth(f"{name}_queue", 1)
     assert kit.depth("dead_letter_queue") == 0
 

@@ -2,11 +2,12 @@
 
 import json
 import uuid
+from types import SimpleNamespace
 
 import pika
 import pytest
 
-from common import config, events, publishing
+from common import cli, config, events, publishing
 from common.config import DEFAULTS, ConfigError
 from common.views.management import default_address
 
@@ -174,9 +175,27 @@ def test_delays_from_a_millisecond_to_a_day_are_valid():
 @pytest.mark.parametrize("url, shown", [
     ("amqp://ana:secret@h:1/v", "amqp://ana@h:1/v"), ("amqp://ana:se@cret@h", "amqp://ana@h"),
     ("amqp://h", "amqp://h"), ("amqp://:secret@h", "amqp://@h"),
-    ("no se conoce ana:secret@h", "no se conoce ana@h")])
+    ("no se conoce ana:secret@h", "no se conoce ana@h"),
+    ("RETRY_DELAYS='amqp://ana:se cret@h' no vale", "RETRY_DELAYS='amqp://ana@h' no vale"),
+    ("--timeout: no vale para juan@eco.com", "--timeout: no vale para juan@eco.com")])
 def test_a_url_is_shown_without_its_password(url, shown):
     assert config.masked(url) == shown
+
+
+def test_a_rate_is_kept_and_a_stall_is_not_made_up_for(monkeypatch):
+    clock, taken, naps = [0.0], [], []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for number in cli.paced(range(40), 2, sleep):
+        taken.append(clock[0])
+        clock[0] += 5 if number == 20 else 0.01
+    assert taken[20] == pytest.approx(10) and taken[-1] == pytest.approx(23.9)
+    assert max(sum(at <= other < at + 1 for other in taken) for at in taken) <= 3
+    assert max(naps) <= 0.2  # pika's sleep does not hear Ctrl-C on Windows
 
 
 # ---------------------------------------------------------------- events

@@ -11,9 +11,9 @@ from collections import Counter
 import pika
 import pytest
 
-from common import cli, console, events, publishing, retry, simulation
+from common import cli, config, console, events, publishing, retry, simulation
 from common.connection import connect
-from common.views import dead_letters, live
+from common.views import dead_letters, export, live
 from tests.conftest import ROOT, WAIT_S, failed_headers, wait_until
 
 SCRIPT = "dead_letter_consumer.py"
@@ -254,6 +254,34 @@ def test_an_export_never_overwrites_a_file(kit):
     assert (kit.state.parent / "fallidos.jsonl").read_text() == "de ayer"
     assert [file.name for file in kit.state.parent.iterdir()
             if "fallidos" in file.name] == ["fallidos.jsonl"]
+
+
+def test_an_export_never_overwrites_a_file_of_another_terminal(tmp_path):
+    target = tmp_path / "fallidos.jsonl"
+
+    def none_but_another_terminal_is_quicker():
+        target.write_text("los suyos")
+        yield from ()
+
+    with pytest.raises(config.ConfigError, match="ya existe"):
+        export.write(target, none_but_another_terminal_is_quicker())
+    assert target.read_text() == "los suyos" and list(tmp_path.iterdir()) == [target]
+
+
+def test_ctrl_c_in_the_midst_of_a_look_ends_it_with_130_and_removes_nothing(kit, monkeypatch):
+    for _ in range(3):
+        dead_letter(kit)
+
+    def interrupted(looking, *_):
+        def broken(_):
+            raise AssertionError("docs/facts.md, pika 9")
+
+        looking._channel.basic_cancel = broken
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dead_letters.DeadLetters, "_on_message", interrupted)
+    assert kit.call(SCRIPT, "--summary").returncode == 130
+    kit.wait_for_depth(DLQ, 3)
 
 
 @pytest.mark.parametrize("target, code", [

@@ -158,7 +158,9 @@ def test_retry_queues_of_other_delays_are_shown_checked_and_reset(kit, shared_no
     if answers:
         kit = kit.using(management=shared_node.management_url, state=kit.state / "another")
         kit.state.mkdir()
+    files = sorted(kit.state.iterdir())
     kit.run_ok(SETUP)
+    assert sorted(kit.state.iterdir()) == files  # a look leaves none behind
     lines = [" ".join(line.split()) for line in kit.run_ok(SETUP).stdout.splitlines()]
     assert [line for line in lines if "otro RETRY_DELAYS" in line and "listos: 1" in line] == [
         line for line in lines if "loyalty_queue.retry.600s" in line] != []

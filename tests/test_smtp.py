@@ -241,6 +241,19 @@ def test_an_event_whose_time_no_calendar_has_becomes_an_e_mail_all_the_same(when
     assert b"\r\nDate: " in mail.welcome(event)
 
 
+@pytest.mark.parametrize("time, date", [
+    ("2026-01-31T00:30:00Z", "Sat, 31 Jan 2026 00:30:00 -0000"),
+    ("2026-01-31T00:30:00.5+05:30", "Sat, 31 Jan 2026 00:30:00 +0530")])
+def test_the_date_of_an_e_mail_is_the_moment_of_the_event(time, date):
+    assert f"\r\nDate: {date}\r\n".encode() in mail.welcome(EVENT._replace(time=time))
+
+
+def test_the_own_name_of_this_machine_is_not_looked_up(server_replying, monkeypatch):
+    """That takes seconds where there is no reverse DNS."""
+    monkeypatch.setattr(mail.socket, "getfqdn", lambda *_: pytest.fail("looked up"))
+    mail.send(server_replying(), EVENT)
+
+
 def test_a_failed_quit_is_ignored(server_replying):
     mail.send(server_replying(QUIT="500 " + "x" * 10_000), EVENT)
 

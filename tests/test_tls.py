@@ -119,7 +119,8 @@ def test_an_invalid_ca_file_exits_with_78(kit, tmp_path, content):
     assert "Traceback" not in result.stderr
 
 
-def test_an_expired_certificate_is_reported():
-    error = ssl.SSLCertVerificationError("certificate has expired")
-    error.verify_code = 10
+@pytest.mark.parametrize("code", [9, 10])
+def test_a_certificate_that_is_not_valid_today_is_reported(code):
+    error = ssl.SSLCertVerificationError("certificate is not yet valid, or has expired")
+    error.verify_code = code
     assert "ha caducado" in str(refusal(error, "amqps://guest:secreto@servidor:5671/%2F"))

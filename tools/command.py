@@ -50,7 +50,7 @@ def docker_problem() -> str | None:
 
 
 def taken_compose_port() -> str | None:
-    """While compose is down: which of its ports another program has; a sentence to go on from."""
+    """While compose is down: which of its ports another program has, as a clause of a sentence."""
     for port, use in COMPOSE_PORTS.items():
         if accepts("127.0.0.1", port):
             return f"otro programa usa el puerto {port} ({use}), que docker compose necesita"

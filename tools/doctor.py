@@ -115,7 +115,7 @@ def how_to_start_a_broker() -> str:
     if find_server():
         node = kept_node()
         try:
-            if node:
+            if node and not node.running:
                 node.check_ports()
         except PortTaken as error:
             return str(error).rstrip(".").replace("Otro", "otro", 1)
@@ -140,8 +140,8 @@ def mail_server(loaded: config.Settings) -> Iterator[Finding]:
     if accepts(host, port):
         yield True, f"el servidor de correo acepta conexiones en {host}:{port}"
     else:
-        yield False, (f"el servidor de correo no responde en {host}:{port}: docker compose"
-                      " --profile mailpit up -d lo arranca, o quita SMTP_URL")
+        yield False, (f"el servidor de correo no responde en {host}:{port}: revisa o quita"
+                      " SMTP_URL; Mailpit se arranca con docker compose --profile mailpit up -d")
 
 
 def terminal() -> Iterator[Finding]:

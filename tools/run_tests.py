@@ -24,8 +24,6 @@ from tools.node import new_node
 
 SMTP_PYTHON = "/usr/bin/python3"  # Debian's packages are for Debian's Python
 SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
-
-
 PROCESSES = 4  # on two cores: together they compute for half of the time
 TAKEN = "KIT_TEST_TAKEN"  # environment: the folder with an entry for each file that is taken
 NODE = "KIT_TEST_NODE"  # environment: the folder of the node that all share

@@ -75,7 +75,7 @@ def status(yes: bool) -> int:
     if running:
         return _describe(running)
     console.print_line(f"Ningún broker responde en {config.masked(configured_url())}."
-                       " Arráncalo con: python kit.py broker up")
+                       " Arráncalo con python kit.py broker up o revisa RABBITMQ_URL.")
     return cli.EXIT_NO_BROKER
 
 

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from functools import cached_property
 
@@ -20,7 +21,7 @@ from common.config import Settings
 from common.events import Event, MalformedEvent, decode, now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, dead_letter_arguments
 from common.patches import one_write
-from common.retry import EDITED, attempt_of, journey_of, replays_of
+from common.retry import attempt_of, journey_of, replays_of
 
 WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch
 ACKS = 100  # in one write
@@ -28,7 +29,6 @@ POLL_S = 0.05
 PATIENCE_S = 2  # for what another consumer holds: it may return
 ALONE_PATIENCE_S = 0.3  # when there is no other
 TURN = "dead_letter_queue.turn"  # exclusive: who declares it looks, the others wait
-RESOURCE_LOCKED = 405
 REASONS = {"delivery_limit": "el broker lo entregó demasiadas veces sin ack",
            "rejected": "rechazado sin reintento", "expired": "caducó",
            "maxlen": "la cola estaba llena"}
@@ -47,7 +47,7 @@ class DeadLetter:
         self._reason = str(self._death.get("reason", ""))
         self.message_id = str(properties.message_id or "")
         self.attempts, self.replays = attempt_of(self.headers), replays_of(self.headers)
-        source = self._text("x-source-queue") or str(self._death.get("queue", ""))
+        source = self.text("x-source-queue") or str(self._death.get("queue", ""))
         self.source_queue = source if source in _NAMES else ""  # unknown, or not the kit's
         self.consumer = _NAMES.get(source, "desconocido")
 
@@ -70,21 +70,17 @@ class DeadLetter:
 
     @property
     def error_type(self) -> str:
-        return self._reason or self._text("x-error-type") or "desconocido"
+        return self._reason or self.text("x-error-type") or "desconocido"
 
     @property
     def error_message(self) -> str:
-        return REASONS.get(self._reason, "") if self._reason else self._text("x-error-message")
+        return REASONS.get(self._reason, "") if self._reason else self.text("x-error-message")
 
     @cached_property
     def failed_at(self) -> str:
         at = self._death.get("time")  # of the broker, in whole seconds
         return (at.strftime("%Y-%m-%dT%H:%M:%S.000Z") if isinstance(at, datetime)
-                else self._text("x-failed-at"))
-
-    @property
-    def edited_at(self) -> str:
-        return self._text(EDITED)
+                else self.text("x-failed-at"))
 
     @property
     def journey(self) -> list[dict]:
@@ -110,7 +106,7 @@ class DeadLetter:
         except UnicodeDecodeError:
             return shown | {"body_base64": base64.b64encode(self.body).decode()}
 
-    def _text(self, name: str) -> str:
+    def text(self, name: str) -> str:
         value = self.headers.get(name)
         return value if isinstance(value, str) else ""
 
@@ -138,15 +134,16 @@ class DeadLetters:
                                     arguments=dead_letter_arguments(self._settings))
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._channel.is_open:
-            self._write_acks()
-            for tag in self._channel.consumer_tags:
-                self._channel.basic_cancel(tag)
-            self._channel.basic_nack(0, multiple=True, requeue=True)
-            self._channel.close()
-        if self._turn and self._turn.is_open:
-            self._turn.queue_delete(TURN)
+    def __exit__(self, kind, *_) -> None:
+        with suppress(Exception) if kind else nullcontext():  # Ctrl-C: docs/facts.md, pika 9
+            if self._channel.is_open:
+                self._write_acks()
+                for tag in self._channel.consumer_tags:
+                    self._channel.basic_cancel(tag)
+                self._channel.basic_nack(0, multiple=True, requeue=True)
+                self._channel.close()
+            if self._turn and self._turn.is_open:
+                self._turn.queue_delete(TURN)
 
     def basic_ack(self, found: DeadLetter) -> None:
         """Remove it; the acks of a hundred are written together."""
@@ -210,7 +207,7 @@ class DeadLetters:
                 channel.queue_declare(TURN, exclusive=True)
                 return channel
             except ChannelClosedByBroker as refusal:
-                if refusal.reply_code != RESOURCE_LOCKED:
+                if refusal.reply_code != 405:  # RESOURCE_LOCKED
                     raise
             if not self._wait:
                 return None

@@ -13,6 +13,7 @@ from common.config import Settings
 from common.connection import backoff_s, connect
 from common.exchange import DEAD_LETTER_QUEUE
 from common.problems import BrokerUnavailable
+from common.retry import EDITED
 from common.views.dead_letters import DeadLetter, DeadLetters
 from common.views.status import depth
 
@@ -138,7 +139,8 @@ def lines(found: DeadLetter, number: int) -> list[str]:
     error = console.paint(console.clean(f"{found.error_type}: {found.error_message}"), "error")
     title = console.clean(f"mensaje fallido {number} · {found.consumer} · {found.type}")
     replays = f", reenvíos {found.replays}" if found.replays else ""
-    replays += f", corregido {_local(found.edited_at):%d/%m %H:%M:%S}" if found.edited_at else ""
+    edited_at = found.text(EDITED)
+    replays += f", corregido {_local(edited_at):%d/%m %H:%M:%S}" if edited_at else ""
     return [f"{console.paint(title, 'bold')} · id {console.short(found.message_id)}",
             *([f"  usuario   {console.clean(found.user)}"] if found.user else []),
             f"  error     {error}", f"  intentos  {found.attempts}{replays}",

@@ -16,7 +16,7 @@ OUTCOMES = {
     "unknown_queue": ("sigue aquí: no se sabe de qué cola vino; --export lo copia", "error"),
     "refused": ("sigue aquí: su cola falta (setup_queues.py) o está llena", "error"),
     "unconfirmed": ("sigue aquí: el broker no confirmó su copia; repite la orden", "error"),
-    "worn_out": ("sigue aquí: ya se reenvió mucho; con --force, otra vez", "error"),
+    "worn_out": ("sigue aquí: ya alcanzó --max-replays; con --force, otra vez", "error"),
     "gone": ("ya no está: otra terminal lo reenvió o lo borró", "error")}
 
 

@@ -51,7 +51,7 @@ def _announced(settings: Settings) -> set[float | None]:
     for consumer in exchange.CONSUMERS:
         file = settings.state_dir / f"{consumer}.db"
         with suppress(sqlite3.Error), closing(
-                sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as db:
+                sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as db:  # ro would leave -shm
             delays |= {delay for [delay] in db.execute("SELECT delay_s FROM retry_delays")}
     return delays
 

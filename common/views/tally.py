@@ -16,7 +16,7 @@ WORDS = {
     "sent": ("enviado, sin confirmación", "ok"),
     "confirmed": ("confirmado por el broker", "ok"),
     "returned": ("DEVUELTO: ninguna cola lo recibe", "error"),
-    "unconfirmed": ("SIN RESPUESTA: no se sabe si llegó", "error"),
+    "unconfirmed": ("SIN CONFIRMAR: no se sabe si llegó", "error"),
 }
 
 
@@ -47,7 +47,8 @@ class Tally:
                 console.paint(words, colour), f"id {console.short(event_id)}", *notes))))
         if many and self._is_terminal and time.monotonic() - self._shown_at > PROGRESS_S:
             self._shown_at = time.monotonic()
-            shown = f"{self.counts.total()} de {self.options.count} …"
+            copies = 2 if self._kind.get("mode") == "duplicate" else 1
+            shown = f"{self.counts.total()} de {self.options.count * copies} …"
             print(shown, end="\r", file=sys.stderr, flush=True)  # any line is longer: it covers it
 
     def __enter__(self):
@@ -94,8 +95,8 @@ class Tally:
         if self._broke_off:
             return EXIT_PARTLY
         if self.gave_up:
-            console.print_error("El broker no contestó durante"
-                                f" {self.options.timeout:g} s. {NO_BROKER_ADVICE}")
+            console.print_error(f"El broker no confirmó nada durante {self.options.timeout:g} s."
+                                f" {NO_BROKER_ADVICE} Si está en marcha, alguna cola está llena.")
         if self.counts["returned"] and self.wanted != "returned":
             console.print_error("Algún evento no llegó a ninguna cola: créalas con"
                                 " python setup_queues.py.")
