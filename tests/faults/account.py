@@ -90,7 +90,7 @@ def effects(kit, consumer: str) -> set[str]:
 
 
 def totals(kit) -> dict[str, int]:
-    """Return queue -> number of messages, up to 5 s old.
+    """Return queue -> number of messages, at most COUNTS_AT_MOST_MS old.
 
     The number includes unacked messages, and expired ones that are not dead-lettered yet.
     """

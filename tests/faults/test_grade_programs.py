@@ -24,6 +24,7 @@ from tests.grade.programs import (
 )
 from tests.test_grade import judged
 from tools.grade import grade
+from tools.grade.program import Program
 from tools.grade.stage import Stage
 
 SEEDS = int(os.environ.get("KIT_SEEDS", "1"))
@@ -70,17 +71,23 @@ def test_a_wrong_program_is_caught_with_the_right_rule(name, seed, mortal_node, 
     assert rule in result["broken"], result
 
 
-def test_a_publisher_that_never_asks_is_caught_also_when_the_firehose_is_slow(
-        mortal_node, tmp_path, monkeypatch):
-    def note_late(stage, *traced):
-        time.sleep(0.03)
-        note(stage, *traced)
+@pytest.mark.parametrize("text, first", [(NEVER_ASKS, "answers"), (solution(6), None)],
+                         ids=["never asks", "right"])
+def test_a_slow_machine_changes_no_verdict_on_a_publisher(text, first, mortal_node, tmp_path,
+                                                          monkeypatch):
+    """The judge hears late what the broker has, and what the program says."""
+    def slowed(function):
+        def late(*arguments):
+            time.sleep(0.03)
+            function(*arguments)
+        return late
 
-    note = Stage._note_traced
-    monkeypatch.setattr(Stage, "_note_traced", note_late)
+    monkeypatch.setattr(Stage, "_note_traced", slowed(Stage._note_traced))
+    monkeypatch.setattr(Program, "_note_claim", slowed(Program._note_claim))
     mortal_node.start()
-    result = judged(mortal_node, NEVER_ASKS, 6, tmp_path)
-    assert next(iter(result["broken"])) == "answers", result
+    result = judged(mortal_node, text, 6, tmp_path)
+    assert result["verdict"] == ("invalid" if first else "valid"), result
+    assert next(iter(result["broken"]), None) == first, result
 
 
 def test_a_publisher_that_counts_a_multiple_ack_once_is_caught(mortal_node, tmp_path):

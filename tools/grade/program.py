@@ -6,6 +6,7 @@ What it prints never reaches the judge's own output; its last lines are kept to 
 import json
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ MOST_CLAIMS = 10_000
 CHUNK = 65536
 FLOOD_PAUSE_S = 0.02  # after a full chunk: a program that floods stdout waits, the judge does not
 SWEEPS = 20
+HEAR_S = 5
 MARK = "KIT_GRADE"  # an environment variable that all its children inherit
 
 
@@ -41,15 +43,23 @@ class Program:
             "PYTHONDONTWRITEBYTECODE": "1"}
         self._process: subprocess.Popen | None = None
         self._tail, self._line = b"", b""
+        self._reading = False
 
     def start(self) -> None:
         """Raises OSError if there is no such program."""
+        self.number += 1
+        self.killed = False  # before there is a process that a trap of the wire may kill
         self._process = subprocess.Popen(
             self._command, cwd=self._folder, env=self._environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **own_group())
-        self.number += 1
-        self.killed = False
-        threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,),
+                                        daemon=True)
+        self._reader.start()
+
+    def hear_out(self) -> None:
+        """After its end: until all that it printed is read."""
+        if self._process:
+            self._reader.join(HEAR_S)
 
     @property
     def exit_code(self) -> int | None:
@@ -97,16 +107,31 @@ class Program:
         """Its last lines, whole or cut; the caller cleans them for the terminal."""
         return self._tail.decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
 
+    @property
+    def unread(self) -> bool:
+        """Whether it has printed what is not noted yet. Windows does not tell."""
+        with suppress(OSError, ValueError):  # closed
+            if self._process and _readable(self._process.stdout, 0):
+                return True
+        return self._reading  # asked last: it is set before the pipe is emptied
+
     def _read(self, stream) -> None:  # type: ignore[no-untyped-def]  # a BufferedReader
         with suppress(OSError, ValueError):
-            while chunk := os.read(stream.fileno(), CHUNK):
+            while True:
+                _readable(stream, None)
+                self._reading = True
+                chunk = os.read(stream.fileno(), CHUNK)
+                if not chunk:
+                    break
                 self._tail = (self._tail + chunk)[-TAIL_BYTES:]
                 *lines, self._line = (self._line + chunk).split(b"\n")
                 self._line = self._line[-TAIL_BYTES:]
                 for line in lines:
                     self._note_claim(line)
+                self._reading = False
                 if len(chunk) == CHUNK:
                     time.sleep(FLOOD_PAUSE_S)
+        self._reading = False
         stream.close()
 
     def _note_claim(self, line: bytes) -> None:
@@ -118,3 +143,8 @@ class Program:
             event, outcome = str(claim["id"]).lower(), str(claim["outcome"])
             self.claims[event] = outcome
             self._on_claim(event, outcome)
+
+
+def _readable(stream, seconds: float | None) -> bool:  # type: ignore[no-untyped-def]
+    """Wait until there is something to read. False: there was nothing, or this is Windows."""
+    return os.name != "nt" and bool(select.select([stream], [], [], seconds)[0])

@@ -39,7 +39,7 @@ GLANCE_S = 0.0003
 SENDS = 100  # tries
 TICK_S = 1
 MOST_S = 55  # of a grading, without the start of the node
-BROKER_S = 30
+BROKER_S, GONE_S = 30, 5
 FIREHOSE, FIREHOSE_S = "amq.rabbitmq.trace", 5
 MOST_ENTRIES = 20_000  # of the journal: a program that loops fills it
 NAMES = ("Ana", "Luis", "Eva", "Iván", "Sofía", "Juan", "Inés", "Noé", "Lía", "Óscar")
@@ -81,6 +81,7 @@ class Stage:
         self.hasty: set[str] = set()  # users whose effect came before the service's 200
         self.neighbours: list[Event] = []  # published while the service fails for others
         self.ended = False
+        self.stall = 0.0  # the longest that the judge's own publishing took too long
         self.late = False  # there was no time to see how it would end
         self._ids: dict[bytes, str] = {}  # body -> id
         self.sources: set[str] = set()  # queues that the program took messages from
@@ -166,7 +167,8 @@ class Stage:
         """Until it has told of all that the program has published; then what the judge does next
         comes after it in the journal, too."""
         deadline = time.monotonic() + FIREHOSE_S
-        while self._traced < self.wire.published and time.monotonic() < deadline:
+        while ((self._traced < self.wire.published or self.program.unread)
+               and time.monotonic() < deadline):
             time.sleep(POLL_S)
 
     def _progress(self) -> str:
@@ -287,6 +289,7 @@ class Stage:
             self.note("published", "publicado y confirmado" + " otra vez" * again, event.id, at)
             if pace_s:
                 self.pause(pace_s, "publica eventos")
+                self.stall = max(self.stall, self.now - at - pace_s - POLL_S)
 
     def _send(self, event: Event) -> None:
         """A nack comes when a queue of the program's own is being deleted: again, as a publisher
@@ -365,6 +368,13 @@ class Stage:
             return False
         return bound and QUEUE in names
 
+    def wait_until_gone(self) -> None:
+        """After the program's end: until the broker has noticed and taken back what it held."""
+        deadline = time.monotonic() + GONE_S
+        while (any(self._declared(queue)[1] for queue in self.working_queues())
+               and time.monotonic() < deadline):
+            time.sleep(POLL_S)
+
     def drain(self, queue: str) -> list[bytes]:
         """Take all messages out of a queue."""
         channel, bodies = self.channel(), []
@@ -381,7 +391,8 @@ class Stage:
 
     def _queues(self, columns: str) -> list[dict]:
         others = {exchange.DEAD_LETTER_QUEUE, *exchange.CONSUMERS.values()} - {QUEUE}
-        found = self._manage("GET", f"queues/{self._vhost}?columns={columns}")
+        found = self._manage("GET", f"queues/{self._vhost}?columns={columns}"
+                             "&disable_stats=true&enable_queue_totals=true")
         return [queue for queue in found
                 if queue["name"] not in others and not queue.get("exclusive")]
 

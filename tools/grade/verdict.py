@@ -89,7 +89,7 @@ def judge(stage: Stage, challenge: Challenge) -> dict[str, Broken | bool | None]
     publishes = "answers" in challenge.rules
     found = list(_publisher(stage) if publishes else _consumer(stage))
     broken = {each.rule: each for each in reversed(found) if each.rule in challenge.rules}
-    unclear = stage.ended and stage.program.exit_code if publishes else stage.ended or stage.late
+    unclear = stage.late or (stage.ended and (not publishes or stage.program.exit_code))
     return {rule: broken.get(rule) or (None if unclear else True) for rule in challenge.rules}
 
 
@@ -114,6 +114,7 @@ def _consumer(stage: Stage) -> Iterator[Broken]:
     code = stage.program.exit_code
     stage.program.end()
     stage.wire.cut()
+    stage.wait_until_gone()
     if stage.ended:
         yield Broken("ended", f"el proceso {stage.program.number} terminó con código {code}",
                      hint=_why_ended(stage))
@@ -245,7 +246,9 @@ def _neighbours(stage: Stage) -> Iterator[Broken]:
             held[event.id] = times["call"] - times["published"]
     late = sorted((event for event, seconds in held.items() if seconds > MOST_HELD_S + SLACK_S),
                   key=lambda event: -held[event])
-    if late:
+    if late and held[late[0]] - stage.stall <= MOST_HELD_S + SLACK_S:
+        stage.late = True  # the machine or the broker stood still, not the program
+    elif late:
         at = {entry.kind: entry.at for entry in reversed(stage.journal) if entry.event == late[0]}
         failed = sum(entry.kind == "call" and "503" in entry.text
                      and at["published"] < entry.at < at["call"] for entry in stage.journal)
@@ -255,13 +258,14 @@ def _neighbours(stage: Stage) -> Iterator[Broken]:
 
 def _publisher(stage: Stage) -> Iterator[Broken]:
     stage.program.end()
+    stage.program.hear_out()
     stage.wire.cut()
     claims = stage.program.claims
     in_queue = {stage.id_of(body) or "?" for body in stage.drain(QUEUE)}
     no_queue = {entry.event for entry in stage.journal if entry.kind == "unroutable"} - in_queue
     answered = [event for event, outcome in claims.items()
                 if outcome == "unconfirmed" and _was_answered(stage, event)]
-    if not stage.ended or len(claims) != COUNT:
+    if not stage.late and (not stage.ended or len(claims) != COUNT):
         yield Broken("answers", f"respuestas: {len(claims)}"
                      + "; no terminó" * (not stage.ended),
                      hint="answers: died" if stage.ended and stage.program.exit_code else "")
