@@ -57,7 +57,7 @@ def main(argv=None):
     options = cli.consumer_options(__doc__, argv)
     with Consumer("analytics", options, TABLES, summary) as consumer:
         if options.report:
-            return consumer.print_report(report, draw)
+            return console.print_report(consumer.ledger.db, report, draw)
         consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
         consumer.queue_declare(QUEUE)  # with retry queues and dead_letter_queue
         consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event

@@ -7,12 +7,12 @@ Por cada evento verás una línea:
   10:31:02 correo enviado a juan@eco.com · id … · intento 1
 El correo queda en STATE_DIR/email.db (SQLite). Con SMTP_URL sale además por
 ese servidor:
-  python email_consumer_simple.py --smtp-url smtp://localhost:1025
+  python email_consumer_simple.py --smtp-url smtp://127.0.0.1:1025
 """
 
 from functools import partial
 
-from common import cli, mail
+from common import cli, console, mail
 from common.consuming import Consumer
 from common.exchange import EXCHANGE
 from common.retry import PermanentError
@@ -52,7 +52,7 @@ def main(argv=None):
     send = partial(mail.send, smtp_url) if smtp_url else None
     with Consumer("email", options, TABLES) as consumer:
         if options.report:
-            return consumer.print_report(report, draw)
+            return console.print_report(consumer.ledger.db, report, draw)
         consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
         consumer.queue_declare(QUEUE)  # with retry queues and dead_letter_queue
         consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event

@@ -8,7 +8,7 @@ Por cada evento verás una línea:
 Las cuentas quedan en STATE_DIR/loyalty.db (SQLite).
 """
 
-from common import cli
+from common import cli, console
 from common.consuming import Consumer
 from common.exchange import EXCHANGE
 from common.retry import PermanentError
@@ -47,7 +47,7 @@ def main(argv=None):
     options = cli.consumer_options(__doc__, argv)
     with Consumer("loyalty", options, TABLES) as consumer:
         if options.report:
-            return consumer.print_report(report, draw)
+            return console.print_report(consumer.ledger.db, report, draw)
         consumer.exchange_declare(EXCHANGE, exchange_type="fanout")
         consumer.queue_declare(QUEUE)  # with retry queues and dead_letter_queue
         consumer.queue_bind(QUEUE, exchange=EXCHANGE)  # a copy of every event

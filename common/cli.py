@@ -20,6 +20,7 @@ EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PARTLY = 3
+EXIT_BAD_DATA = 65
 EXIT_NO_BROKER = 69
 EXIT_BAD_CONFIG = 78
 EXIT_INTERRUPTED = 130
@@ -35,7 +36,7 @@ SETTINGS = (  # flag, setting, its value and its meaning in --help
 SLOW_STOP_S = 1  # a stop that takes longer says so
 NO_PACKAGES = ("A este Python le faltan los paquetes del kit. Activa el entorno en esta terminal:"
                " source .venv/bin/activate (PowerShell: .venv\\Scripts\\Activate.ps1). Si no hay"
-               " .venv, python3 kit.py broker up lo crea.")
+               f" .venv, {'py' if os.name == 'nt' else 'python3'} kit.py broker up lo crea.")
 INTERRUPTED = "Interrumpido con Ctrl-C."
 
 patches.argparse_in_spanish(argparse)
@@ -43,13 +44,13 @@ patches.argparse_in_spanish(argparse)
 
 def _before_run(kind, error, traceback) -> None:
     """Ctrl-C, or no pika, in the imports: every script imports this module before pika."""
-    if isinstance(error, KeyboardInterrupt):
-        console.print_error(INTERRUPTED)
-        os._exit(EXIT_INTERRUPTED)
-    if not isinstance(error, ModuleNotFoundError) or error.name not in ("pika", "dotenv"):
+    console.set_up()  # an old Windows console would show the codes of the colour
+    stopped = isinstance(error, KeyboardInterrupt)
+    if not stopped and (not isinstance(error, ModuleNotFoundError)
+                        or error.name not in ("pika", "dotenv")):
         return sys.__excepthook__(kind, error, traceback)
-    console.print_error(NO_PACKAGES)
-    sys.exit(EXIT_BAD_CONFIG)
+    console.print_error(INTERRUPTED if stopped else NO_PACKAGES)
+    os._exit(EXIT_INTERRUPTED if stopped else EXIT_BAD_CONFIG)
 
 
 sys.excepthook = _before_run
@@ -225,8 +226,8 @@ def paced(items: Iterable, rate: float | None, sleep: Callable[[float], None]) -
     """The items, at most `rate` a second; without a rate, as fast as they are taken."""
     due_at = time.monotonic()
     for item in items:
-        while rate and (early := due_at - time.monotonic()) > 0:
-            sleep(min(early, 0.2))  # on Windows Ctrl-C does not interrupt pika's select()
+        if rate and (early := due_at - time.monotonic()) > 0:
+            sleep(early)
         due_at = max(due_at, time.monotonic() - 0.1) + 1 / (rate or 1)  # no burst after a stall
         yield item
 

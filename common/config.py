@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 
 DEFAULTS = {
-    "RABBITMQ_URL": "amqp://guest:guest@localhost:5672/%2F",
+    "RABBITMQ_URL": "amqp://guest:guest@127.0.0.1:5672/%2F",  # localhost: 2 s more on Windows
     "RETRY_DELAYS": "5,30,120",
     "STATE_DIR": ".state",
     "QUEUE_TYPE": "quorum",
@@ -179,7 +179,7 @@ def _smtp_url(text: str) -> str:
     raise ConfigError(
         "SMTP_URL no se entiende: escribe smtp://servidor:puerto o"
         " smtp://usuario:contraseña@servidor:puerto, o smtps://, con los caracteres especiales"
-        " codificados (/ es %2F, @ es %40); ejemplo: SMTP_URL=smtp://localhost:1025.")
+        " codificados (/ es %2F, @ es %40); ejemplo: SMTP_URL=smtp://127.0.0.1:1025.")
 
 
 def _management_url(text: str) -> str:

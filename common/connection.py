@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pika
 import pika.data
-from pika.adapters.select_connection import IOLoop
+from pika.adapters.select_connection import IOLoop, SelectPoller
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
@@ -34,6 +34,7 @@ LAST_BACKOFF_S = 5.0
 
 logging.getLogger("pika").setLevel(logging.CRITICAL)  # own words (docs/facts.md, pika 6)
 patches.tolerant_decoder(pika.data)
+patches.short_waits(SelectPoller)
 
 
 def parameters(url: str, ca_file: Path | None, **more) -> pika.URLParameters:
@@ -51,10 +52,8 @@ def parameters(url: str, ca_file: Path | None, **more) -> pika.URLParameters:
 
 @contextmanager
 def connect(settings: Settings):
-    """A blocking connection to the first URL that answers.
-
-    Raises BrokerUnavailable, also when the connection breaks within the block, or ConfigError.
-    """
+    """A blocking connection to the first URL that answers. Raises ConfigError, BrokerUnavailable:
+    also when the connection breaks within the block."""
     connection, url = _first_that_answers(settings)
     try:
         yield connection
@@ -84,10 +83,8 @@ def backoff_s(failures: int) -> float:
 
 
 class IoThread(threading.Thread):
-    """Serves pika's connections while the main thread does the work.
-
-    pika's objects belong to this thread; call() is the only way in (docs/facts.md, pika 4).
-    """
+    """Serves pika's connections while the main thread does the work. pika's objects belong to this
+    thread; call() is the only way in (docs/facts.md, pika 4)."""
 
     def __init__(self):
         super().__init__(name="rabbitmq", daemon=True)

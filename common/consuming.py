@@ -180,9 +180,6 @@ class Consumer:
         self._step(delivery, f"falló: {delivery.why}")
         self._batch.append(delivery)
 
-    def print_report(self, report: Callable, draw: Callable) -> None:
-        console.print_report(self.ledger.db, report, draw)
-
     def finish(self) -> None:
         """Finish the batch, as above. Raises Stopped before a later ack could cover what failed."""
         batch, self._batch = self._batch, []

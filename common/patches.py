@@ -45,6 +45,11 @@ def tolerant_decoder(data) -> None:
     data.decode_value = decode_value
 
 
+def short_waits(poller) -> None:
+    """pika's select() waits for 5 s, and on Windows no Ctrl-C ends a select()."""
+    poller._MAX_POLL_TIMEOUT = 0.2
+
+
 @contextmanager
 def one_write(connection):
     """pika makes a system call for each frame, three for an event; write all frames of the block

@@ -1,7 +1,7 @@
 """Reintenta con lo que trae el broker: basic.reject y la misma cola.
 
   python docs/broker_retries.py
-  python docs/broker_retries.py --policy http://localhost:15672
+  python docs/broker_retries.py --policy http://127.0.0.1:15672
 
 Sin --policy, cada reject devuelve el evento al momento. Con --policy (la
 página de gestión), RabbitMQ 4.3 lo retiene antes de entregarlo otra vez.

@@ -6,7 +6,7 @@ import sqlite3
 
 import pika
 
-URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2F")
+URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
 STATE = os.environ.get("STATE_DIR", ".state/retos")
 
 os.makedirs(STATE, exist_ok=True)

@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 import pika
 
-URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2F")
+URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
 STATE = os.environ.get("STATE_DIR", ".state/retos")
 SERVICE = os.environ["SERVICE_URL"]
 

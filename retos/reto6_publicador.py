@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 import pika
 
-URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2F")
+URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
 
 
 def open_channel():

@@ -8,7 +8,7 @@ from urllib.request import urlopen
 
 import pika
 
-URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/%2F")
+URL = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
 db = sqlite3.connect(os.environ.get("STATE_DIR", ".") + "/loyalty.db",
                      isolation_level=None)  # each statement is a transaction
 db.executescript("""CREATE TABLE IF NOT EXISTS done (event_id PRIMARY KEY);

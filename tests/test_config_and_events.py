@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_defaults_apply_without_settings(folder):
     found = config.load()
-    assert found.urls == ("amqp://guest:guest@localhost:5672/%2F",)
+    assert found.urls == ("amqp://guest:guest@127.0.0.1:5672/%2F",)
     assert found.retry_delays == (5, 30, 120)
     assert found.state_dir == folder / ".state"
     assert found.queue_type == "quorum"
@@ -183,10 +183,9 @@ def test_a_url_is_shown_without_its_password(url, shown):
 
 
 def test_a_rate_is_kept_and_a_stall_is_not_made_up_for(monkeypatch):
-    clock, taken, naps = [0.0], [], []
+    clock, taken = [0.0], []
 
     def sleep(seconds: float) -> None:
-        naps.append(seconds)
         clock[0] += seconds
 
     monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -195,7 +194,6 @@ def test_a_rate_is_kept_and_a_stall_is_not_made_up_for(monkeypatch):
         clock[0] += 5 if number == 20 else 0.01
     assert taken[20] == pytest.approx(10) and taken[-1] == pytest.approx(23.9)
     assert max(sum(at <= other < at + 1 for other in taken) for at in taken) <= 3
-    assert max(naps) <= 0.2  # pika's sleep does not hear Ctrl-C on Windows
 
 
 # ---------------------------------------------------------------- events

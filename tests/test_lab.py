@@ -27,7 +27,7 @@ STEP = re.compile(r"^Terminal (?P<stop>\d): (?P<keys>Ctrl-C(?:, Ctrl-C)?)\.$"
                   r"|^Terminal (?P<terminal>\d):$"
                   r"|^```(?P<language>bash|text)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 NATIVE = "10"  # the experiment that needs RabbitMQ 4.3
-MAILPIT, MANAGEMENT = "smtp://localhost:1025", "http://localhost:15672"  # as the pages name them
+MAILPIT, MANAGEMENT = "smtp://127.0.0.1:1025", "http://127.0.0.1:15672"  # as the pages name them
 MORE = "…"  # the last line of a block that shows some entries, all about one event
 ENDS = {"--report", "--summary", "--replay", "--discard", "--export"}  # a consumer that exits
 LOOKS = {"--show", "--summary"}  # may be repeated until the broker's counts are up to date
@@ -78,7 +78,7 @@ def pattern(line: str) -> str:
                            r"[A-Z][a-z]{2}\\s+Prueba\\s+\\d{4}"),
                           (r"\b[a-z]{3}\d{4}(?=@)", r"[a-z]{3}\\d{4}"),
                           (r"\d+(?=\\s\+eventos/s)", r"\\d+"),
-                          (r"localhost:5672", r"\\S+:\\d+"),
+                          (r"127\\\.0\\\.0\\\.1:5672", r"\\S+:\\d+"),
                           (r"(?<=^mensaje\\s\+fallido\\s\+)\d+", r"\\d+"),
                           (r"(?<=^Date:\\s\+).*(?=\\d\\d:)", r".*")):
         made = re.sub(shown, wanted, made)
@@ -234,7 +234,7 @@ class Lab:
             self._look_again(terminal)
             terminal.end()
         port = self.kit.url.rpartition(":")[2].partition("/")[0]
-        lines = [line.replace(f"127.0.0.1:{port}", "localhost:5672")
+        lines = [line.replace(f"127.0.0.1:{port}", "127.0.0.1:5672")
                  for line in terminal.new_lines()]
         if old[-1] != MORE:
             return lines

@@ -10,9 +10,11 @@ import struct
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pika
 import pytest
+from pika.adapters import select_connection
 
 from common import connection, patches
 from tests.conftest import ROOT
@@ -32,7 +34,8 @@ def run_unpatched(program: str, **environment) -> str:
 def test_every_patch_has_its_test():
     tree = ast.parse((ROOT / "common" / "patches.py").read_text(encoding="utf-8"))
     names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert names == {"argparse_in_spanish", "tolerant_decoder", "one_write", "smtp_host"}
+    assert names == {"argparse_in_spanish", "tolerant_decoder", "one_write", "short_waits",
+                     "smtp_host"}
 
 
 # ---------------------------------------------------------------- argparse
@@ -133,6 +136,29 @@ def test_pika_itself_writes_each_frame_alone(channel):
 
     alone, at_once = sends_of(channel, publish), sends_of(channel, publish_at_once)
     assert (alone, at_once) == (3 * 10 + 1, 1 + 1)
+
+
+def longest_select(monkeypatch) -> float:
+    """How long pika waits in select(), which no Ctrl-C ends on Windows, if nothing happens."""
+    waited = []
+    poller = select_connection.SelectPoller(get_wait_seconds=lambda: None,
+                                            process_timeouts=lambda: None)
+
+    def select(readable, writable, errors, seconds):
+        waited.append(seconds)
+        return [], [], []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(select_connection, "select", SimpleNamespace(select=select,
+                                                                     error=OSError))
+        poller.poll()
+    return waited[0]
+
+
+def test_pika_itself_waits_for_seconds_and_the_patched_one_does_not(monkeypatch):
+    assert longest_select(monkeypatch) == 0.2
+    monkeypatch.delattr(select_connection.SelectPoller, "_MAX_POLL_TIMEOUT")
+    assert longest_select(monkeypatch) > 1
 
 
 def test_one_write_sends_all_frames_in_order(channel):
@@ -242,4 +268,4 @@ def test_only_patches_uses_the_private_names_of_others(path):
 def test_patches_uses_no_more_private_names_than_its_functions_explain():
     patched = private_names(ROOT / "common" / "patches.py")
     assert {line.rpartition(".")[2] for line in patched} == {
-        "_", "_impl", "_output_marshaled_frames", "_transport", "_host"}
+        "_", "_impl", "_output_marshaled_frames", "_transport", "_host", "_MAX_POLL_TIMEOUT"}

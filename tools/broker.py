@@ -186,7 +186,7 @@ def compose_broker() -> Broker:
     """The broker of docker-compose.yml, with its user: that of `.env`, else guest."""
     from dotenv import dotenv_values
 
-    values = dotenv_values(config.ROOT / ".env", encoding="utf-8") | os.environ
+    values = dotenv_values(config.ROOT / ".env", encoding="utf-8-sig") | os.environ
     user, password = (quote(values.get(name) or "guest", safe="")
                       for name in ("RABBITMQ_USER", "RABBITMQ_PASSWORD"))
     url = f"amqp://{user}:{password}@127.0.0.1:{AMQP_PORT}/%2F"

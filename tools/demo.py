@@ -26,7 +26,7 @@ def main(yes: bool, full: bool) -> int:
     _exit_cleanly_on_signals()
     with (
         broker.find_or_start(yes, DELAYS) as url,
-        tempfile.TemporaryDirectory(prefix="kit-demo-") as folder,
+        tempfile.TemporaryDirectory(prefix="kit-demo-", ignore_cleanup_errors=True) as folder,
         DemoRunner(url, Path(folder), DELAYS, full, pauses) as runner,
     ):
         run_all(runner, config.load({"RABBITMQ_URL": url}))

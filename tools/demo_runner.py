@@ -63,10 +63,11 @@ class Script:
 
     def wait(self, timeout: float = EXIT_TIMEOUT_S) -> int | None:
         """The exit code, after reading all output; None if the script does not exit in time."""
-        try:
-            code = self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
+        deadline = time.monotonic() + timeout
+        while (code := self._process.poll()) is None:  # a wait() hears no Ctrl-C on Windows
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_S)
         self._reader.join(timeout)
         return code
 

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -70,7 +69,9 @@ def state_dir(loaded: config.Settings) -> Iterator[Finding]:
     folder = loaded.state_dir
     try:
         folder = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        tempfile.TemporaryFile(dir=folder).close()
+        trial = folder / f".kit-{os.getpid()}"  # tempfile tries for ever on Windows (cpython#66305)
+        trial.touch(exist_ok=False)
+        trial.unlink()
         yield True, f"se puede escribir en {folder}"
     except OSError as error:
         yield False, (f"no se puede escribir en {folder} ({console.reason(error)}):"
@@ -149,7 +150,8 @@ def terminal() -> Iterator[Finding]:
     if encoding == "utf8":
         yield True, "esta terminal muestra acentos y flechas (UTF-8): á ñ → █"
     else:
-        command = '$env:PYTHONUTF8 = "1"' if os.name == "nt" else "export LANG=C.UTF-8"
+        command = ('$env:PYTHONUTF8 = "1"; [Console]::OutputEncoding = [Text.Encoding]::UTF8'
+                   if os.name == "nt" else "export LANG=C.UTF-8")
         shell = " (PowerShell)" if os.name == "nt" else ""
         yield False, (f"lo que se imprime va en {encoding}: escribe  {command}  en cada"
                       f" terminal{shell}")

@@ -20,13 +20,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from common.cli import EXIT_NO_BROKER
-from common.config import AMQP_PORTS, ROOT, KitError
+from common.config import AMQP_PORTS, LOCAL_HOSTS, ROOT, KitError
 from common.views.management import ask
 from tools.command import accepts, own_group
 
@@ -66,7 +66,9 @@ class PortTaken(NodeError):
 def answers_amqp(host: str, port: int, timeout: float = 2.0) -> bool:
     """Whether a broker at host:port answers the first step of an AMQP handshake."""
     try:
-        with socket.create_connection((host, port), timeout=timeout) as connection:
+        # Windows takes two seconds to refuse a connection to this machine.
+        wait_s = min(timeout, 0.5) if WINDOWS and host in LOCAL_HOSTS else timeout
+        with socket.create_connection((host, port), timeout=wait_s) as connection:
             connection.settimeout(timeout)
             connection.sendall(AMQP_HEADER)
             return connection.recv(1) == bytes([METHOD_FRAME])
@@ -195,8 +197,12 @@ class Node:
             return
         if WINDOWS:
             subprocess.run(["taskkill", "/T", "/F", "/PID", str(self.pid)], capture_output=True)
+            deadline = time.monotonic() + STOP_TIMEOUT_S  # erl.exe dies a moment after cmd.exe
+            while not _is_free(self.port) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
         elif self._process.poll() is None:
-            self._signal_group(signal.SIGKILL)
+            with suppress(ProcessLookupError, PermissionError):  # macOS: it has just died
+                self._signal_group(signal.SIGKILL)
         self._wait_for_exit(STOP_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -248,7 +254,7 @@ class Node:
             process = subprocess.Popen([str(server)], env=self._environment(), cwd=self.folder,
                                        stdin=subprocess.DEVNULL, stdout=console,
                                        stderr=subprocess.STDOUT,
-                                       **own_group(outlives_terminal=True))
+                                       **own_group(outlives_terminal=self.folder == KEPT_NODE))
         (self.folder / "pid").write_text(str(process.pid), encoding="utf-8")
         return process
 
@@ -269,7 +275,8 @@ class Node:
                      if not key.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))}
         folder = self.folder
         return inherited | {
-            "HOME": str(folder),  # the Erlang cookie is stored here
+            "HOME": str(folder),  # the Erlang cookie is stored here; on Windows, in the next two
+            "HOMEDRIVE": folder.drive, "HOMEPATH": str(folder)[len(folder.drive):],
             "RABBITMQ_NODENAME": f"{self.name}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),

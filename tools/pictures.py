@@ -61,7 +61,7 @@ class Screen:
     @property
     def lines(self) -> list[str]:
         text = self._output.decode("utf-8", "replace")
-        text = re.sub(r"127\.0\.0\.1:\d+", "localhost:5672", text)
+        text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:5672", text)
         if "\x1b[J" in text:  # the last frame that is complete
             text = text.rpartition("\x1b[J")[0].rpartition("\x1b[H")[2]
         return text.replace("\x1b[K", "").replace("\r", "").splitlines()

@@ -56,7 +56,7 @@ def at_once(command: list[str], environment: dict[str, str]) -> int:
           flush=True)
     started_at, counts, codes = time.monotonic(), Counter[str](), []
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         new_node(Path(folder) / "node") as node,
         ThreadPoolExecutor(PROCESSES) as pool,
     ):
