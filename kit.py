@@ -19,6 +19,7 @@ if sys.version_info < (3, 10):
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 from common import cli
 from common.config import ROOT
@@ -72,8 +73,15 @@ def parse(argv):
     return arguments
 
 
+class Parser(argparse.ArgumentParser):
+    """Of kit.py and of each of its commands: a wrong one is one sentence and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        cli.wrong_usage(message)
+
+
 def parser():
-    kit = argparse.ArgumentParser(
+    kit = Parser(
         prog="kit.py", description="Prepara lo necesario (.venv, un broker) y lo pone en marcha.",
         allow_abbrev=False)
     commands = kit.add_subparsers(dest="command", required=True, metavar="ORDEN")

@@ -162,7 +162,7 @@ def dead_letter_options(description: str, argv: list[str] | None,
     action.add_argument("--discard", action="store_true", help="los borra; pregunta antes")
     parser.add_argument("--consumer", choices=consumers, help="solo los de este consumidor")
     parser.value("--limit", whole(1, 10**9), "N", "N mensajes, como mucho")
-    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: acaba tras S s sin ninguno")
+    parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "en vivo: acaba tras S s sin nuevos")
     parser.value("--id", str, "ID", "solo este evento; vale el final del id, como en pantalla")
     parser.value("--error", str, "TEXTO", "solo si el error contiene este texto")
     parser.value("--since", moment, "TIEMPO", "solo desde: 10m, 2h, 1d o una hora RFC 3339")
@@ -246,7 +246,7 @@ def run(main: Callable[[], int | None]) -> None:
     except config.KitError as error:
         if isinstance(error, console.OutputError):
             _discard_stdout()
-        console.print_error(str(error))
+        (console.print_error if error.exit_code else console.print_notice)(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         console.print_error(INTERRUPTED)

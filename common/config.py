@@ -76,7 +76,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
 
 def masked(text: str) -> str:
     """A URL, or a text with one, without its password, for the screen."""
-    return re.sub(r"(://[^\s:/]*):[^'\n]*@|:(?!//)\S*@", r"\1@", text)
+    return re.sub(r"(://[^:\n]*):(?!\d{1,5}(?:[/\s,']|$))[^\n]*@|:(?!//)\S*@", r"\1@", text)
 
 
 def endpoints(urls: Iterable[str]) -> str:
@@ -187,7 +187,7 @@ def _management_url(text: str) -> str:
         if not text or ("@" not in text and _server(text, ("http", "https"))):
             return text.rstrip("/")
     raise ConfigError("RABBITMQ_MANAGEMENT_URL no se entiende: escribe http://servidor:puerto, sin"
-                      " usuario; ejemplo: http://localhost:15672.")
+                      " usuario; ejemplo: http://127.0.0.1:15672.")
 
 
 def _server(url: str, schemes: Collection[str]) -> SplitResult:

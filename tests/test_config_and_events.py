@@ -177,7 +177,9 @@ def test_delays_from_a_millisecond_to_a_day_are_valid():
     ("amqp://h", "amqp://h"), ("amqp://:secret@h", "amqp://@h"),
     ("no se conoce ana:secret@h", "no se conoce ana@h"),
     ("RETRY_DELAYS='amqp://ana:se cret@h' no vale", "RETRY_DELAYS='amqp://ana@h' no vale"),
-    ("--timeout: no vale para juan@eco.com", "--timeout: no vale para juan@eco.com")])
+    ("--timeout: no vale para juan@eco.com", "--timeout: no vale para juan@eco.com"),
+    ("amqp://ana:se'c ret@h", "amqp://ana@h"), ("amqp://an/a:se cret@h", "amqp://an/a@h"),
+    ("no se conoce http://h:15672 juan@eco.com", "no se conoce http://h:15672 juan@eco.com")])
 def test_a_url_is_shown_without_its_password(url, shown):
     assert config.masked(url) == shown
 

@@ -263,8 +263,9 @@ def test_an_export_never_overwrites_a_file_of_another_terminal(tmp_path):
         target.write_text("los suyos")
         yield from ()
 
-    with pytest.raises(config.ConfigError, match="ya existe"):
+    with pytest.raises(config.KitError, match="ya existe") as refused:
         export.write(target, none_but_another_terminal_is_quicker())
+    assert refused.value.exit_code == 1
     assert target.read_text() == "los suyos" and list(tmp_path.iterdir()) == [target]
 
 

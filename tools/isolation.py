@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import quote, unquote, urlsplit
 
-from common import config, connection, exchange
+from common import config, connection, console, exchange
 from common.cli import EXIT_NO_BROKER
 from common.config import KitError, Settings, masked
 from common.views import status
@@ -34,8 +34,11 @@ def isolated_url(url: str, management_url: str, delays: str) -> Iterator[str]:
         try:
             yield vhost_url
         finally:
-            with suppress(Exception):  # if the broker is gone, its vhost stays
+            try:
                 delete_vhost(management_url, user, password, vhost)
+            except Exception:  # the broker is gone, too
+                console.print_notice(f"Quizá queda el vhost {vhost}: bórralo en su página de"
+                                     " gestión.")
         return
     settings = config.load({"RABBITMQ_URL": url, "RETRY_DELAYS": delays})
     _refuse_if_used(settings)

@@ -196,9 +196,10 @@ class Node:
         if self._process is None:
             return
         if WINDOWS:
+            ran = self._process.poll() is None
             subprocess.run(["taskkill", "/T", "/F", "/PID", str(self.pid)], capture_output=True)
             deadline = time.monotonic() + STOP_TIMEOUT_S  # erl.exe dies a moment after cmd.exe
-            while not _is_free(self.port) and time.monotonic() < deadline:
+            while ran and not _is_free(self.port) and time.monotonic() < deadline:
                 time.sleep(POLL_S)
         elif self._process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):  # macOS: it has just died

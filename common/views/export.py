@@ -42,7 +42,7 @@ def write(target: Path, letters: Iterable[DeadLetter]) -> int:
                 file.write(_to_json(found.as_json()) + "\n")
                 number += 1
         if os.path.lexists(target):  # since the script looked
-            raise ConfigError(f"{target} ya existe: elige otro nombre.")
+            raise KitError(f"{target} ya existe: elige otro nombre.")
         draft.replace(target)
     except OSError as error:
         raise ConfigError(f"No se puede escribir {target} ({console.reason(error)}):"

@@ -96,7 +96,7 @@ class Tally:
             return EXIT_PARTLY
         if self.gave_up:
             console.print_error(f"El broker no confirmó nada durante {self.options.timeout:g} s."
-                                f" {NO_BROKER_ADVICE} Si está en marcha, alguna cola está llena.")
+                                f" {NO_BROKER_ADVICE} Si está en marcha, mira si hay colas llenas.")
         if self.counts["returned"] and self.wanted != "returned":
             console.print_error("Algún evento no llegó a ninguna cola: créalas con"
                                 " python setup_queues.py.")

@@ -70,14 +70,14 @@ def after_copy() -> None:
 
 
 def kill_before_ack(of_copied: bool) -> None:
-    ack = Consumer.ack
+    ack = Consumer._ack
 
     def ack_or_die(self, deliveries, multiple) -> None:
         if any(bool(delivery.copy) is of_copied for delivery in deliveries):
             kill_self()
         ack(self, deliveries, multiple)
 
-    Consumer.ack = ack_or_die
+    Consumer._ack = ack_or_die
 
 
 def before_write() -> None:

@@ -118,9 +118,9 @@ class Program:
     def _read(self, stream) -> None:  # type: ignore[no-untyped-def]  # a BufferedReader
         with suppress(OSError, ValueError):
             while True:
-                _readable(stream, None)
-                self._reading = True
+                self._reading = _readable(stream, None)
                 chunk = os.read(stream.fileno(), CHUNK)
+                self._reading = True
                 if not chunk:
                     break
                 self._tail = (self._tail + chunk)[-TAIL_BYTES:]
