@@ -234,9 +234,9 @@ def kit_with_service() -> str:
     """loyalty_consumer_simple.py with one call of the service before the effect."""
     text = (ROOT / "loyalty_consumer_simple.py").read_text(encoding="utf-8")
     return changed(text, (
-        ("from common import cli\n",
+        ("from common import",
          f"import os\nimport sys\nfrom urllib.request import urlopen\n\n"
-         f"sys.path.insert(0, {str(ROOT)!r})\nfrom common import cli\n"),
+         f"sys.path.insert(0, {str(ROOT)!r})\nfrom common import"),
         ("def report(db):",
          "def ask(event):\n"
          "    urlopen(f\"{os.environ['SERVICE_URL']}/?id={event.id}\", timeout=5).close()\n\n\n"
