@@ -10,10 +10,7 @@ import time
 import pytest
 
 from common import events
-from common.problems import BrokerUnavailable
 from tests.conftest import ROOT
-from tools import demo as demo_module
-from tools.isolation import isolated_url
 from tools.node import ask_management, free_port
 
 PAUSE = "Enter: el acto siguiente"
@@ -109,19 +106,6 @@ def test_a_demo_that_does_not_show_what_it_promised_exits_with_1(demo):
     assert code == 1
     assert any(line.startswith("  ✘ ") for line in lines)
     assert lines[-1].startswith("La demo no salió como se esperaba.")
-
-
-def test_a_broker_that_dies_in_the_demo_is_one_sentence(own_kit, monkeypatch, capsys):
-    def die(*_):
-        own_kit.node.kill()
-
-    monkeypatch.setattr(demo_module, "_exit_cleanly_on_signals", lambda: None)
-    monkeypatch.setattr(demo_module, "retries", die)  # instead of the second act
-    monkeypatch.setattr(demo_module.broker, "find_or_start", lambda *_: isolated_url(
-        own_kit.node.url, own_kit.node.management_url, demo_module.DELAYS))
-    with pytest.raises(BrokerUnavailable, match="Se perdió|No hay broker"):
-        demo_module.main(yes=True, full=False)
-    assert "Quizá queda el vhost kit-demo-" in capsys.readouterr().out
 
 
 def test_both_consumers_print_their_line_for_a_level_1_event(kit):

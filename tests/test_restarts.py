@@ -7,8 +7,13 @@ import uuid
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, retry_queue
+from common.problems import BrokerUnavailable
 from tests.conftest import Kit, wait_until
+from tools import demo
+from tools.isolation import isolated_url
 from tools.node import create_vhost
 
 PUBLISHER = "events_publisher_levels.py"
@@ -234,3 +239,16 @@ def test_an_ephemeral_consumer_declares_a_new_queue_after_a_reconnect(kit, share
     kit.publish_event()
     consumer.wait_for("correo enviado")
     stop(consumer)
+
+
+def test_a_broker_that_dies_in_the_demo_is_one_sentence(own_kit, monkeypatch, capsys):
+    def die(*_):
+        own_kit.node.kill()
+
+    monkeypatch.setattr(demo, "_exit_cleanly_on_signals", lambda: None)
+    monkeypatch.setattr(demo, "retries", die)  # instead of the second act
+    monkeypatch.setattr(demo.broker, "find_or_start", lambda *_: isolated_url(
+        own_kit.node.url, own_kit.node.management_url, demo.DELAYS))
+    with pytest.raises(BrokerUnavailable, match="Se perdió|No hay broker"):
+        demo.main(yes=True, full=False)
+    assert "Quizá queda el vhost kit-demo-" in capsys.readouterr().out
