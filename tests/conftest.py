@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
 PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
-LONGEST = ("test_grade_programs.py", "test_lab.py", "test_restarts.py")
+LONGEST = ("test_grade_programs.py", "test_lab.py", "test_restarts.py", "test_setup_queues.py")
 WAITING = "test_network_faults.py"  # computes little: it may run beside the other faults
 own_parts: set[str] = set()  # taken by this pytest, of those that run at once
 

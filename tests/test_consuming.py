@@ -17,9 +17,8 @@ QUEUE, EVENTS = "loyalty_queue", 50
 
 
 @contextmanager
-def after_a_reconnect(kit, node):
-    """Yield a Consumer, its loop and the event that is under way in it, on a connection that is
-    gone; the loop has fetched this event and all the others again."""
+def consuming(kit):
+    """Yield a Consumer, its loop and the first event, which is under way in it."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     options = cli.consumer_options("", ["--url", kit.url, "--state-dir", str(kit.state)])
     with kit.channel() as channel:
@@ -30,15 +29,21 @@ def after_a_reconnect(kit, node):
         with Consumer("loyalty", options) as consumer:
             consumer.queue_declare(QUEUE)
             loop = consumer.basic_consume(QUEUE, prefetch_count=EVENTS)
-            begun = next(loop)
-            wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched",
-                       lambda: f"{len(in_memory(kit))} are")
-            reconnect(kit, node)
-            yield consumer, loop, begun
+            yield consumer, loop, next(loop)
             loop.close()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def after_a_reconnect(kit, node):
+    """The same, on a connection that is gone: the loop has fetched all events again."""
+    with consuming(kit) as (consumer, loop, begun):
+        wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched",
+                   lambda: f"{len(in_memory(kit))} are")
+        reconnect(kit, node)
+        yield consumer, loop, begun
 
 
 def reconnect(kit, node) -> None:
@@ -73,8 +78,8 @@ def test_an_ack_for_a_lost_connection_is_not_sent_on_the_next_one(kit, shared_no
     kit.wait_for_depth(QUEUE, EVENTS)
 
 
-def test_a_loop_that_forgets_the_verb_of_an_event_is_told_so(kit, shared_node):
-    with after_a_reconnect(kit, shared_node) as (consumer, loop, begun):
+def test_a_loop_that_forgets_the_verb_of_an_event_is_told_so(kit):
+    with consuming(kit) as (consumer, loop, begun):
         consumer.once(begun, lambda event, db: "done")
         with pytest.raises(KitError, match="sin verbo: llama a basic_ack"):
             next(loop)
