@@ -42,7 +42,7 @@ def test_a_starter_fits_on_the_wall_and_stands_on_both_pages(number):
         assert f"retos/{starter(number).name}" in (ROOT / "retos" / page).read_text("utf-8")
 
 
-@pytest.mark.parametrize("number", [3, 4, 6])
+@pytest.mark.parametrize("number", [6])
 def test_a_starter_breaks_the_rule_it_is_meant_to_and_no_other(number, shared_node, tmp_path):
     result = judged(shared_node, starter(number).read_text("utf-8"), number, tmp_path)
     assert (result["verdict"], list(result["broken"])) == ("invalid", [STARTER_FAILS[number]])
