@@ -40,7 +40,7 @@ def replay(dead_letters, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     edited = exported.read(Path(options.file)) if options.file else None
     outcomes, replayed, hopeless = Outcomes(), set(), 0
-    copies: dict = {}  # without an answer, by id(): the original of each
+    copies: dict = {}  # id() of a copy without an answer -> its original
 
     def settle(most_unanswered):
         for message, answer in channel.answers(most_unanswered):

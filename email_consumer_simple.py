@@ -65,7 +65,7 @@ def main(argv=None):
             except PermanentError as error:  # malformed: no retry can help
                 consumer.dead_letter(delivery, error)  # copy it there, then ack
             except Exception as error:  # 5 s, then 30, then 120; then as above
-                consumer.retry(delivery, error)  # copy it to wait, then ack
+                consumer.retry(delivery, error)  # copy to retry queue, then ack
             else:
                 consumer.basic_ack(delivery, line)  # after the commit
 

@@ -52,8 +52,8 @@ def parameters(url: str, ca_file: Path | None, **more) -> pika.URLParameters:
 
 @contextmanager
 def connect(settings: Settings):
-    """A blocking connection to the first URL that answers. Raises ConfigError, BrokerUnavailable:
-    also when the connection breaks within the block."""
+    """A blocking connection to the first URL that answers. Raises ConfigError, and
+    BrokerUnavailable also when the connection breaks within the block."""
     connection, url = _first_that_answers(settings)
     try:
         yield connection
@@ -164,7 +164,7 @@ class Link:
             self._drop(words)
 
     def close(self) -> bool:
-        """For good, at the first call; whether the broker has answered."""
+        """Close it for good; whether the broker has answered yet."""
         if not self._closed:
             self._closed, self.channel = True, None
             _close(self._connection)

@@ -78,7 +78,7 @@ class Consumer:
         """Durable, with retry queues and dead_letter_queue; --ephemeral: unnamed, no retries."""
         self._queue = queue
         needed = exchange.topology(self.settings, queue)
-        for each in needed[:1] if self.options.ephemeral else needed:  # [0]: dead_letter_queue
+        for each in needed[:1] if self.options.ephemeral else needed:  # first: dead_letter_queue
             self._subscription.declarations.append(partial(exchange.declare_queue, queue=each))
 
     def queue_bind(self, queue: str, exchange: str) -> None:
@@ -106,7 +106,7 @@ class Consumer:
             headers = delivery.properties.headers
             alone = (delivery.redelivered or self.options.steps
                      or (headers and simulation.stands_alone(headers)))
-            if alone:  # it may kill or delay the process, or --steps prints it: its own batch
+            if alone:  # a batch of its own: it may kill or delay the process, or --steps shows it
                 self.finish()
             if delivery.channel is not self._subscription.link.channel:  # lost in finish()
                 continue

@@ -37,9 +37,8 @@ def properties(event: Event, delivery_mode: int, headers: dict | None = None):
 class ConfirmedChannel:
     """A channel in confirm mode on a connection of its own (common/confirms.py).
 
-    declare(channel) runs on each new channel, before anything is published. give_up(answered_at):
-    whether to stop waiting; the time of the last answer. unanswered: by id(), what has no answer.
-    """
+    declare(channel) runs on each new channel, before anything is published. give_up(time of
+    the last answer): whether to stop waiting. unanswered: by id(), what has no answer."""
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
                  outbox: Outbox | None = None, quiet: bool = False):

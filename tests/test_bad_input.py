@@ -197,10 +197,10 @@ def test_every_script_exits_with_69_promptly_without_a_broker(offline_kit):
 
 def test_level_3_with_a_rate_gives_up_as_soon_as_at_full_speed(offline_kit):
     """An event that it has not created by then is not created."""
-    result = offline_kit.run(PUBLISHER, "--level", "3", *USER, "--count", "50", "--rate", "1",
+    result = offline_kit.run(PUBLISHER, "--level", "3", *USER, "--count", "50", "--rate", "0.5",
                              "--timeout", "1", "--json", timeout=20)
     assert result.returncode == 69
-    assert result.stdout.count('"unconfirmed"') in (1, 2, 3)
+    assert result.stdout.count('"unconfirmed"') in (1, 2)
     assert "El broker no confirmó nada durante 1 s. Arráncalo con" in result.stderr
 
 

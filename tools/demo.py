@@ -124,8 +124,7 @@ def permanent(runner: DemoRunner, settings: Settings) -> Script:
     return analytics
 
 
-def start_consumer(runner: DemoRunner, settings: Settings, number: int,
-                   words: str) -> Script:
+def start_consumer(runner: DemoRunner, settings: Settings, number: int, words: str) -> Script:
     script = runner.start(CONSUMERS[number], words=words)
     queue = f"{script.name.split('_')[0]}_queue"
     runner.check_soon(f"{queue} tiene un consumidor", 1, lambda: consumers_of(settings, queue),
@@ -142,12 +141,14 @@ def effects(runner: DemoRunner) -> tuple[int, int, int]:
 
 def depth(settings: Settings, queue: str) -> int | None:
     """Messages ready in a queue; None if the queue does not exist."""
-    with connect(settings) as opened:
-        found = status.depth(opened, queue)
-    return found and found[0]
+    return _counts(settings, queue)[0]
 
 
 def consumers_of(settings: Settings, queue: str) -> int | None:
+    return _counts(settings, queue)[1]
+
+
+def _counts(settings: Settings, queue: str) -> tuple[int | None, int | None]:
+    """A connection for each look: one that waits for the scripts would miss its heartbeats."""
     with connect(settings) as opened:
-        found = status.depth(opened, queue)
-    return found and found[1]
+        return status.depth(opened, queue) or (None, None)

@@ -34,7 +34,7 @@ def key_of(found: DeadLetter) -> Key:
 
 
 def write(target: Path, letters: Iterable[DeadLetter]) -> int:
-    """Write all, or leave no file behind; how many. Raises ConfigError."""
+    """Write all, or leave no file; how many. Raises ConfigError; KitError, if the file is there."""
     draft, number = Path(f"{target}.{os.getpid()}.tmp"), 0
     try:
         with draft.open("w", encoding="utf-8") as file:

@@ -94,7 +94,7 @@ def grade(node: Node, command: list[str] | str, number: int, seed: int, cwd: Pat
         Stage(node, command, Path(work), cwd, seed, MOST_CALLS, {"COUNT": str(COUNT)}) as stage,
     ):
         try:
-            stage.set()
+            stage.prepare()
             try:
                 challenge.acts(stage)
             except ProgramEnded:

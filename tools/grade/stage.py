@@ -108,8 +108,8 @@ class Stage:
     def __enter__(self) -> "Stage":
         return self
 
-    def set(self) -> None:
-        """Prepare the broker. Raises AMQPError, OSError."""
+    def prepare(self) -> None:
+        """The virtual host, its user and its queues. Raises AMQPError, OSError."""
         create_vhost(self.node.management_url, "guest", "guest", self._vhost)
         self._manage("PUT", f"users/{USER}", {"password": PASSWORD, "tags": ""})
         self._manage("PUT", f"permissions/{self._vhost}/{USER}",
