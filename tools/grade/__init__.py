@@ -15,6 +15,7 @@ from typing import Any
 from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
 from common import cli, console
+from common.problems import describe
 from tools import broker
 from tools.grade.challenges import CHALLENGES, COUNT, NeverConsumed
 from tools.grade.stage import ProgramEnded, Stage
@@ -108,7 +109,8 @@ def grade(node: Node, command: list[str] | str, number: int, seed: int, cwd: Pat
             trouble = ("el programa no publicó nada" if number == 6 else
                        "el programa no consumió ningún evento")
         except (NodeError, AMQPError, OSError) as error:
-            trouble = f"falló el broker del juez ({type(error).__name__}): califica otra vez"
+            words = error if isinstance(error, NodeError) else describe(error)
+            trouble = f"falló el broker del juez ({words}): califica otra vez"
         stage.program.end()
         broken = [result for result in rules.values() if isinstance(result, Broken)]
         first = broken[0] if broken else None

@@ -292,8 +292,9 @@ class Stage:
                 self.stall = max(self.stall, self.now - at - pace_s - POLL_S)
 
     def _send(self, event: Event) -> None:
-        """A nack comes when a queue of the program's own is being deleted: again, as a publisher
-        does. Raises NackError if it does not help."""
+        """While a queue of the program's own is being deleted, the broker may nack or close the
+        connection (docs/facts.md, broker 27): again, as a publisher does. Raises AMQPError if it
+        does not help."""
         properties = pika.BasicProperties(
             content_type="application/cloudevents+json", message_id=event.id,
             type=events.USER_CREATED, delivery_mode=2)
@@ -301,7 +302,7 @@ class Stage:
             try:
                 return self.channel().basic_publish(exchange.EXCHANGE, "", event.body, properties,
                                                     mandatory=True)
-            except pika.exceptions.NackError:
+            except (pika.exceptions.NackError, pika.exceptions.ConnectionClosedByBroker):
                 if not tries_left:
                     raise
                 time.sleep(POLL_S)
