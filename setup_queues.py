@@ -131,7 +131,7 @@ def parsed(argv):
             ("--reset", "borra todo y lo crea de nuevo; pregunta antes")):
         action.add_argument(flag, action="store_true", help=words)
     parser.switch("--yes", "con --reset: sin preguntar")
-    parser.switch("--force", "con --reset: también lo que tenga mensajes")
+    parser.switch("--force", "con --reset: también con mensajes o consumidores")
     options = parser.parse_args(argv)
     if (options.yes or options.force) and not options.reset:
         parser.error("--yes y --force van con --reset")

@@ -36,7 +36,7 @@ def publish(channel, options, names):
     instruction = {"consumer": options.consumer, "mode": options.mode,
                    "number": numbers.get(options.mode, 0)}
     channel.confirm_delivery()
-    first = random.randrange(1000, 9000)  # so that two runs have other users
+    first = random.randrange(1000, 9000)  # two runs have different users
     for number in range(first, first + options.count):
         name = NAMES[number % len(NAMES)]
         event = user_created(

@@ -1,9 +1,10 @@
 """`kit.py bench`: the kit's speed, alone and beside other libraries, on a private broker.
 
 The kit is measured through its own scripts, with its outbox, ledger, SQLite effect and fsync. The
-time starts just before a program connects; only the kit's consumer is timed from the start of its
-process to its end. Rounds are interleaved, so that other load on the machine affects all programs.
-The result is the median. A part is a function of the bench; PARTS lists them.
+time starts just before a program connects; the kit's consumer is timed from the start of its
+process to its end, and `flow` from the start of the publisher's process. Rounds are interleaved, so
+that other load on the machine affects all programs. The result is the median. A part is a function
+of the bench; PARTS lists them.
 """
 
 import json
@@ -12,6 +13,7 @@ import platform
 import re
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -38,7 +40,7 @@ from benchmarks.rig import (
     took,
 )
 from common import cli, console
-from common.config import ROOT
+from common.config import ROOT, KitError
 from common.confirms import WINDOW
 from common.events import Event, encode, new_id, now, user_created
 from common.exchange import CONSUMERS
@@ -249,20 +251,26 @@ def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> in
     if unknown:
         cli.wrong_usage(f"no se mide {', '.join(sorted(unknown))}; se mide {', '.join(PARTS)}")
     parts = parts or list(PARTS)
+    alone = [part for part in PARTS if not hasattr(race, part)]
+    beside_peers = not set(parts) <= set(alone)
+    if beside_peers and sys.version_info < (3, 11):
+        raise KitError("Las bibliotecas con las que se compara el kit piden Python 3.11 o más"
+                       f" nuevo; sin ellas se mide {', '.join(alone)}.")
+    broker.stop_it_on_signals()
     broker.require_server(yes)
     with (
         tempfile.TemporaryDirectory(prefix="kit-bench-") as name,
         Node(Path(name) / "node") as node,
     ):
         node.start()
-        beside_peers = any(hasattr(race, part) for part in parts)
         peers = available(Path(name), yes) if beside_peers else []
         with Bench(node, Path(name), peers, rounds, QUICK_EVENTS if quick else EVENTS) as bench:
             results = measure(bench, parts, out / "performance.json")
     for page in (DOCS / PAGE, *(ROOT.glob("README*.md") if out.resolve() == DOCS else ())):
         text = report.fill(page.read_text(encoding="utf-8"), results)
         (out / page.name if page.name == PAGE else page).write_text(text, encoding="utf-8")
-    draw(out)
+    if beside_peers:
+        draw(out)
     console.print_line(f"\nResultados en {out}.")
     return cli.EXIT_OK
 

@@ -23,6 +23,8 @@ matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "kit",
 def main(folder: Path) -> None:
     results = json.loads((folder / "performance.json").read_text(encoding="utf-8"))
     shown = {part: title for part, title in TITLES.items() if part in results}
+    if not shown:
+        return
     figure, axes = pyplot.subplots(len(shown), 1, figsize=(8, sum(
         1 + 0.28 * len(results[part]) for part in shown)), facecolor="white", squeeze=False,
         height_ratios=[1 + 0.28 * len(results[part]) for part in shown])

@@ -4,6 +4,7 @@ import re
 from functools import partial
 
 KIT = "kit"
+NOTHING = "Not measured in this run."
 ONE_BY_ONE, BATCHES = "one by one", "batches"  # how a peer commits, or publishes
 GOALS = (  # what, part, end of the peers' names, factor asked for
     ("consuming, a commit for each event", "work", ONE_BY_ONE, 3),
@@ -23,13 +24,15 @@ def table(results: dict, part: str) -> list[str]:
 
 
 def fill(page: str, results: dict) -> str:
-    """Put what was measured behind each <!-- part -->, and the number behind each <!-- flow of NAME
+    """Put what was measured after each <!-- part -->, and the number after each <!-- flow of NAME
     --> in a sentence: the kit's events a second, and the factor to the best flow with a library."""
     def lines_of(found: re.Match) -> str:
         lines = {"run": run, "goals": goals}.get(found[1], partial(table, part=found[1]))(results)
-        return f"<!-- {found[1]} -->\n\n" + "\n".join([*lines, ""]) if lines else found[0]
+        return f"<!-- {found[1]} -->\n\n" + "\n".join([*(lines or [NOTHING]), ""])
 
-    page = re.sub(r"<!-- (\w+) -->\n\n(?:(?:\||Measured ).*\n)*", lines_of, page)
+    page = re.sub(r"<!-- (\w+) -->\n\n(?:(?:\||Measured |Not measured).*\n)*", lines_of, page)
+    if "flow" not in results:
+        return page
     return re.sub(r"(<!-- flow of ([\w-]+) -->)[\d.]+",
                   lambda found: f"{found[1]}{flow_figure(results['flow'], found[2])}", page)
 
@@ -53,7 +56,8 @@ def goals(results: dict) -> list[str]:
         for what, part, kind, asked in GOALS if part in results
         for ratio, name in [min((one["kit_is"], name) for name, one in results[part].items()
                                 if name != KIT and name.endswith(kind))]]
-    return _lines(("the kit, of the best peer", "asked for", "is", "the peer"), rows)
+    head = ("the kit, of the best peer", "asked for", "is", "the peer")
+    return _lines(head, rows) if rows else []
 
 
 def _lines(head: tuple, body: list[tuple]) -> list[str]:

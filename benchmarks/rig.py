@@ -107,10 +107,8 @@ class Bench:
         return out.read_text(encoding="utf-8")
 
     def publish_rate(self) -> float:
-        """Run the publisher; return its own rate, from just before connecting to the last confirm.
-
-        The peers measure the same interval.
-        """
+        """Run the publisher; return its own rate, from just before it connects until it has closed
+        the connection, as the peers."""
         found = re.search(r"(\d+) eventos/s", self.output(
             PUBLISHER[0], *PUBLISHER, self.events))
         if not found:

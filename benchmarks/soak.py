@@ -384,7 +384,8 @@ def main(argv: list[str] | None = None) -> int:
     until = time.monotonic() + 60 * arguments.minutes
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     console.print_line(f"semilla {seed} (los mismos fallos: --seed {seed})")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # cancelled, or the terminal is closed
+        signal.signal(number, signal.default_int_handler)
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,
         Node(Path(folder, "node")) as node,

@@ -104,6 +104,14 @@ def test_no_retry_arrives_before_its_delay_is_over(measured):
     assert found["waiting"] == 20 and min(least_ms) >= -2, least_ms  # two rounded times
 
 
+def test_a_page_of_a_run_of_one_part_says_that_the_others_were_not_measured():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    parts = {part: None for part in bench.PARTS if part != "ledger"}
+    alone = report.fill(page, {name: value for name, value in RESULTS.items() if name not in parts})
+    assert alone.count(report.NOTHING) == len(parts) + 1  # no goal is about the ledger
+    assert report.fill(alone, RESULTS) == page
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_pages_show_the_recorded_figures(name):
     page = (ROOT / name).read_text(encoding="utf-8")

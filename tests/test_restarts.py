@@ -245,7 +245,7 @@ def test_a_broker_that_dies_in_the_demo_is_one_sentence(own_kit, monkeypatch, ca
     def die(*_):
         own_kit.node.kill()
 
-    monkeypatch.setattr(demo, "_exit_cleanly_on_signals", lambda: None)
+    monkeypatch.setattr(demo.broker, "stop_it_on_signals", lambda: None)
     monkeypatch.setattr(demo, "retries", die)  # instead of the second act
     monkeypatch.setattr(demo.broker, "find_or_start", lambda *_: isolated_url(
         own_kit.node.url, own_kit.node.management_url, demo.DELAYS))

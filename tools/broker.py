@@ -8,6 +8,8 @@ would be: if nothing answers there, the search continues.
 """
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,6 +48,13 @@ class Broker:
     url: str
     management_url: str
     description: str
+
+
+def stop_it_on_signals() -> None:
+    """A closed terminal or a cancelled CI job must leave neither a broker nor a program running."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`kit.py demo`: the class in five acts, played by the real scripts, every step checked."""
 
 import json
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +22,7 @@ NOTHING = "(?!)"  # matches no line
 def main(yes: bool, full: bool) -> int:
     """Play the acts; at a terminal Enter leads from one to the next, with `yes` nothing does."""
     pauses = not yes and sys.stdin.isatty() and sys.stdout.isatty()
-    _exit_cleanly_on_signals()
+    broker.stop_it_on_signals()
     with (
         broker.find_or_start(yes, DELAYS) as url,
         tempfile.TemporaryDirectory(prefix="kit-demo-", ignore_cleanup_errors=True) as folder,
@@ -38,13 +37,6 @@ def main(yes: bool, full: bool) -> int:
         return cli.EXIT_CHECK_FAILED
     console.print_line("Todo salió como se esperaba. No queda nada en marcha.", "ok")
     return cli.EXIT_OK
-
-
-def _exit_cleanly_on_signals() -> None:
-    """A closed terminal or a cancelled CI job must not leave a broker running."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
 
 
 def run_all(runner: DemoRunner, settings: Settings) -> None:

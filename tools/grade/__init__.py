@@ -5,7 +5,6 @@ import random
 import re
 import shlex
 import shutil
-import signal
 import sys
 import tempfile
 import textwrap
@@ -36,7 +35,7 @@ def main(file: Path | None, command: str | None, challenges: list[int] | None, s
          yes: bool) -> int:
     """Grade the program in each of the challenges; one node serves them all."""
     words = _command(file, command)
-    _exit_cleanly_on_signals()
+    broker.stop_it_on_signals()
     broker.require_server(yes)
     seed = random.randrange(10_000) if seed is None else seed
     verdicts = []
@@ -68,13 +67,6 @@ def _command(file: Path | None, command: str | None) -> list[str] | str:
     if not words or not shutil.which(words[0].strip('"')):
         cli.wrong_usage(f"no se encuentra el programa de --command: {' '.join(words[:1])}")
     return command or "" if os.name == "nt" else words
-
-
-def _exit_cleanly_on_signals() -> None:
-    """A closed terminal or a cancelled CI job must leave neither a program nor a broker running."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
 
 
 def _challenges_of(file: Path | None) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ METHOD, HEADER, BODY = 1, 2, 3
 # (class, method), of https://www.rabbitmq.com/amqp-0-9-1-reference
 PUBLISH, DELIVER, GET_OK = (60, 40), (60, 60), (60, 71)
 ACK, REJECT, NACK = (60, 80), (60, 90), (60, 120)
+WORDS = {ACK: "ack", REJECT: "reject", NACK: "nack"}
 
 
 @dataclass
@@ -80,9 +81,9 @@ class Pair:
 
 class Wire:
     """Listens on 127.0.0.1 and forwards to `port`. heard(word, body, moment) is told of
-    each message: delivered for the "first" time, or "again"; its "ack" or "nack"; "cut": that ack
-    gets lost. plain: it has seen a connection that it cannot read. published: how many messages of
-    the program it has forwarded."""
+    each message: delivered for the "first" time, or "again"; its "ack", "nack" or "reject"; "cut":
+    that ack gets lost. plain: it has seen a connection that it cannot read. published: how many
+    messages of the program it has forwarded."""
 
     def __init__(self, port: int, heard: Callable[[str, bytes, float], None]):
         self._target, self._heard = port, heard
@@ -180,12 +181,12 @@ class Wire:
         if method == PUBLISH:
             self._hold(self._sprung("publish"))
             self.published += not pair.cut
-        elif method in (ACK, NACK, REJECT):
+        elif method in WORDS:
             moment = time.monotonic()
             trap = self._sprung("ack") if method == ACK else None
             bodies = pair.settled(channel, payload)
             for body in bodies:
-                self._heard("ack" if method == ACK else "nack", body, moment)
+                self._heard(WORDS[method], body, moment)
             self._hold(trap, bodies)
             for body in bodies if pair.cut else ():
                 self._heard("cut", body, time.monotonic())
