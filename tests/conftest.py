@@ -112,7 +112,7 @@ def shared_node(server, tmp_path_factory):
 @pytest.fixture(scope="session")
 def mortal_node(server, tmp_path_factory):
     """Return a node for the tests that kill, freeze and restart it, one after the other."""
-    with Node(tmp_path_factory.mktemp("mortal-node")) as node:
+    with new_node(tmp_path_factory.mktemp("mortal-node")) as node:
         yield node
 
 

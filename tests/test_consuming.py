@@ -23,6 +23,7 @@ def consuming(kit):
     options = cli.consumer_options("", ["--url", kit.url, "--state-dir", str(kit.state)])
     with kit.channel() as channel:
         exchange.declare(channel, options.settings, QUEUE)
+        channel.confirm_delivery()
         for event in [events.user_created("Juan", "juan@eco.com") for _ in range(EVENTS)]:
             channel.basic_publish("", QUEUE, events.encode(event), publishing.properties(event, 2))
     try:

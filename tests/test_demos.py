@@ -74,7 +74,7 @@ def press_enter(process, screen) -> None:
 def press_ctrl_c(process, screen) -> None:
     """Again, if nothing comes of it: Python does not hear one right before a read() begins."""
     process.send_signal(signal.SIGINT)
-    while not select.select([screen], [], [], 2)[0]:
+    while not select.select([screen], [], [], 10)[0]:
         process.send_signal(signal.SIGINT)
 
 

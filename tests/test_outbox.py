@@ -131,7 +131,7 @@ def test_confirmed_events_are_not_sent_again(kit):
 
 def test_level_3_exits_with_3_and_keeps_its_events_when_no_queue_takes_them(kit):
     with kit.channel() as channel:
-        running = kit.start(PUBLISHER, *USER, "--count", "600", "--rate", "200", "--json")
+        running = kit.start(PUBLISHER, *USER, "--count", "600", "--rate", "100", "--json")
         running.wait_for('"confirmed"', count=50)
         # Unbind instead of delete: 3.10 may close the publisher's channel for a deleted queue.
         for queue in CONSUMERS.values():
@@ -149,7 +149,7 @@ def test_level_3_exits_with_3_and_keeps_its_events_when_no_queue_takes_them(kit)
 
 def test_a_rate_slower_than_the_timeout_is_no_silence_of_the_broker(kit):
     kit.declare()
-    sent = kit.call_ok(PUBLISHER, *USER, "--count", "2", "--rate", "0.36", "--timeout", "2.5")
+    sent = kit.call_ok(PUBLISHER, *USER, "--count", "2", "--rate", "0.15", "--timeout", "6")
     assert "enviados 2, confirmados 2, " in sent.stdout
 
 

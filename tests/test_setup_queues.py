@@ -349,6 +349,7 @@ def test_a_question_may_stand_for_longer_than_the_heartbeat(kit, monkeypatch, co
 
     def think_and_say_yes(_) -> bool:
         time.sleep(3)  # the broker closes a connection that is silent for two heartbeats
+        monkeypatch.setattr(connection, "HEARTBEAT_S", 10)  # for what comes after the question
         return True
     monkeypatch.setattr(cli, "confirm", think_and_say_yes)
     kit.call_ok(*command)

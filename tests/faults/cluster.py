@@ -19,7 +19,10 @@ TRANSFER_LEADERSHIP = (
 
 class Cluster:
     def __init__(self, folder: Path):
-        ports, epmd_port = [free_port() for _ in range(3)], free_port()
+        chosen: set[int] = set()
+        while len(chosen) < 4:
+            chosen.add(free_port())
+        epmd_port, *ports = chosen
         configuration = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
             f"cluster_formation.classic_config.nodes.{number} = kit-{port}@localhost\n"
             for number, port in enumerate(ports, 1))

@@ -34,16 +34,18 @@ def test_a_broker_killed_twice_during_publishing_loses_nothing(scene):
 
 
 def test_a_broker_killed_with_full_queues_and_during_consumption_loses_nothing(scene):
-    ids = scene.publish_all(3000)
+    scene.publish_all(1500)
+    assert scene.publish_failing("slow", 1, "--seconds", "10").end() == 0
+    behind = scene.publish_all(1500)
     scene.kill_broker()
     scene.node.start()
     for queue in CONSUMERS.values():
-        scene.kit.wait_for_depth(queue, 3000)
+        scene.kit.wait_for_depth(queue, 3001)
     for consumer in scene.consume():
         consumer.wait_for("· id", count=200)
     with outage(*scene.consumers):
         scene.kill_broker()
-        assert any(scene.done(name) < ids for name in CONSUMERS)
+        assert any(behind - scene.done(name) for name in CONSUMERS)
         scene.node.start()
     scene.balance()
 
@@ -65,7 +67,7 @@ def test_a_broker_killed_repeatedly_while_retries_expire_loses_nothing(scene):
 
 
 def test_a_clean_broker_restart_under_load_loses_nothing(scene):
-    scene.kit.delays = "5,1,1,1"  # the first passes while the broker restarts
+    scene.kit.delays = "12,1,1,1"  # the first passes while the broker restarts
     scene.consume()
     for _ in range(2):
         publisher = scene.publish(ENDLESS, "--rate", "100")

@@ -278,7 +278,7 @@ def test_a_disk_that_fails_at_any_call_ends_the_script_and_loses_and_doubles_not
 
 def test_signals_and_a_clock_that_jumps_an_hour_change_nothing(search):
     search(SCENARIOS, lambda _, rng: [[{"signals": 1}], [{"clock": rng.randrange(2**32)}]],
-           {0, 3}, sample=2 * len(SCENARIOS))
+           {0, 3}, sample=2 * len(SCENARIOS), idle="10")
 
 
 @dataclass

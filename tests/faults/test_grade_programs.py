@@ -2,7 +2,6 @@
 ones. KIT_SEEDS: with how many seeds the solutions are graded; more than one adds the slow ones."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from tests.grade.programs import (
     solution,
     starter,
 )
-from tests.test_grade import judged
-from tools.grade import grade
+from tests.test_grade import judged, judged_file
 from tools.grade.program import Program
 from tools.grade.stage import Stage
 
@@ -48,7 +46,7 @@ def test_the_kits_own_consumer_passes_as_it_is_or_with_one_call(number, seed, mo
     if number in (3, 7):
         file = tmp_path / "loyalty.py"
         file.write_text(kit_with_service(), encoding="utf-8")
-    result = grade(mortal_node, [sys.executable, str(file)], number, seed)
+    result = judged_file(mortal_node, file, number, seed)
     assert result["verdict"] == "valid", result
 
 

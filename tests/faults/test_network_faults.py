@@ -86,10 +86,14 @@ def test_connections_that_go_silent_are_replaced(scene, proxy):
 
 
 def test_missing_confirms_cause_duplicates_without_a_second_effect(scene, proxy):
-    publisher, consumers = under_load(scene, proxy, 600, rate=60)
-    assert scene.publish_failing("slow", 1, "--seconds", "4").end() == 0
+    consumers = scene.consume()
+    assert scene.publish_failing("flaky", 1).end() == 0
+    wait_until(lambda: proxy.open == CONSUMING_AND_COPYING, "all connections")
+    assert scene.publish_failing("slow", 1, "--seconds", "12").end() == 0
     # These events wait behind the slow one, and fail while nothing arrives.
     assert scene.publish_failing("flaky", 200).end() == 0
+    publisher = scene.publish(600, "--rate", "60")
+    publisher.wait_for('"confirmed"')
     before = proxy.accepted
     proxy.held = {"down"}
     publisher.wait_for("Sin conexión con el broker: el broker no confirmó en 10 s")

@@ -162,7 +162,7 @@ def test_an_event_that_kills_its_consumer_in_mid_batch_is_the_only_dead_letter(s
 
 
 def test_an_event_that_fails_one_to_four_times_survives_a_broker_crash(scene):
-    kit = scene.kit = scene.under_fault = scene.kit.using(delays="12,0.3,0.6")
+    kit = scene.kit = scene.under_fault = scene.kit.using(delays="20,0.3,0.6")
     scene.publish_all(20)
     failing = {(name, times): scene.publish_failing("flaky", 3, "--consumer", name,
                                                     "--times", str(times))
@@ -171,7 +171,7 @@ def test_an_event_that_fails_one_to_four_times_survives_a_broker_crash(scene):
         assert publisher.end() == 0, publisher.text()
     consumers = {name: kit.start_consumer(name, "--json") for name in CONSUMERS}
     scene.consumers = list(consumers.values())
-    waiting = {retry_queue(queue, 12): 12 for queue in CONSUMERS.values()}
+    waiting = {retry_queue(queue, 20): 12 for queue in CONSUMERS.values()}
     wait_until(lambda: {name: n for name, n in account.totals(kit).items() if n} == waiting,
                "all failing events to wait", lambda: str(account.totals(kit)))
     scene.kill_broker()

@@ -104,7 +104,7 @@ def test_a_consumer_stopped_in_any_way_again_and_again_under_load_loses_nothing(
 def test_three_processes_go_on_while_the_handler_of_a_fourth_is_slow(scene):
     scene.consume()
     scene.consume("loyalty", "loyalty", "loyalty")
-    slow = scene.publish_failing("slow", 1, "--consumer", "loyalty", "--seconds", "10")
+    slow = scene.publish_failing("slow", 1, "--consumer", "loyalty", "--seconds", "25")
     assert slow.end() == 0
     scene.kit.wait_for_depth(CONSUMERS["loyalty"], 0)
     scene.publish_all(200)  # the slow process is given a part of them, and holds it
@@ -128,7 +128,7 @@ def test_a_replay_of_thousands_killed_at_any_moment_loses_and_doubles_nothing(sc
     view.wait_for('"id"')
     for number in range(REPLAYS):
         wanted = random.randrange(1, 200)
-        replay = scene.kit.start(DEAD_LETTERS, "--replay", "--json")
+        replay = scene.kit.start(DEAD_LETTERS, "--replay", "--rate", "400", "--json")
         wait_until(lambda: replay.process.poll() is not None or sum(
             '"replayed"' in line for line in replay.out) >= wanted, "replays", replay.text)
         if replay.process.poll() is not None:  # it was quick: none are left
