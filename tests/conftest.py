@@ -103,6 +103,7 @@ def shared_node(server, tmp_path_factory):
     """A node for the tests that do not kill it: that of this test run, or one of its own. Each test
     uses its own vhost."""
     if folder := os.environ.get(run_tests.NODE):
+        wait_until(Path(folder, run_tests.READY).exists, "the node that all share", timeout=120)
         yield Node(Path(folder))
     else:
         with new_node(tmp_path_factory.mktemp("node")) as node:

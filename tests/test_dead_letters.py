@@ -443,7 +443,7 @@ def start_patiently(kit, *flags: str):
     script = kit.state.parent / "patient.py"
     script.write_text("import dead_letter_consumer as script\n"
                       "from common.views import dead_letters\n"
-                      "dead_letters.PATIENCE_S = 20\n"
+                      "dead_letters.PATIENCE_S = 6\n"
                       "script.cli.run(script.main)\n", encoding="utf-8")
     return kit.start(str(script), *flags, PYTHONPATH=str(ROOT))
 
@@ -472,7 +472,7 @@ def test_a_replay_during_a_live_view_sends_every_dead_letter_once(kit):
 
 def test_a_live_view_shows_a_message_that_fails_again(kit, monkeypatch):
     """The depth is the same before and after: only the next look of all finds it."""
-    monkeypatch.setattr(live, "LOOK_AGAIN_S", 2)
+    monkeypatch.setattr(live, "LOOK_AGAIN_S", 0.5)
     monkeypatch.setattr(cli, "stop_on_signals", lambda *_, **__: None)  # those of pytest stay
     kit.call_ok("simulate_fail_publisher.py", "--mode", "permanent", "--consumer", "loyalty")
     kit.start_consumer("loyalty")

@@ -6,6 +6,7 @@ KIT_SEEDS=20 python -m pytest --faults tests/faults/test_grade_programs.py -k so
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,11 +66,12 @@ def test_the_verdict_shows_the_second_effect_and_why(shared_node, tmp_path, caps
     text = capsys.readouterr().out
     end = 0
     for words in ("✘ ningún efecto ocurre dos veces: ", "publicado y confirmado",
-                  "entregado al proceso", "efecto: la cuenta tiene 100 puntos", "(SIGKILL)",
-                  "entregado otra vez al proceso", "efecto: la cuenta tiene 200 puntos",
+                  "entregado al proceso", r"efecto: la cuenta tiene [12]00 puntos", r"\(SIGKILL\)",
+                  "entregado otra vez al proceso", r"efecto: la cuenta tiene [2-4]00 puntos",
                   "Pista: El mismo evento", "Veredicto del reto 2: NO VÁLIDO"):
-        end = text.find(words, end)
-        assert end > 0, (words, text)
+        found = re.compile(words).search(text, end)  # its user may have another event
+        assert found, (words, text)
+        end = found.end()
     assert max(map(len, text.splitlines())) <= 80
     assert [entry["at"] for entry in result["history"]] == sorted(
         entry["at"] for entry in result["history"])

@@ -149,7 +149,7 @@ def test_level_3_exits_with_3_and_keeps_its_events_when_no_queue_takes_them(kit)
 
 def test_a_rate_slower_than_the_timeout_is_no_silence_of_the_broker(kit):
     kit.declare()
-    sent = kit.call_ok(PUBLISHER, *USER, "--count", "2", "--rate", "0.15", "--timeout", "6")
+    sent = kit.call_ok(PUBLISHER, *USER, "--count", "2", "--rate", "0.2", "--timeout", "4.5")
     assert "enviados 2, confirmados 2, " in sent.stdout
 
 

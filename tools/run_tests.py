@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from pathlib import Path
 
 from common.cli import EXIT_INTERRUPTED
@@ -27,6 +28,7 @@ SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
 PROCESSES = 4  # on two cores: together they compute for half of the time
 TAKEN = "KIT_TEST_TAKEN"  # environment: the folder with an entry for each file that is taken
 NODE = "KIT_TEST_NODE"  # environment: the folder of the node that all share
+READY = "ready"  # a file in that folder: the node has started
 CLOSING_LINE = re.compile(r"=+ (.+) in [\d.]+s.* =+$")
 
 
@@ -57,14 +59,16 @@ def at_once(command: list[str], environment: dict[str, str]) -> int:
     started_at, counts, codes = time.monotonic(), Counter[str](), []
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        new_node(Path(folder) / "node") as node,
+        ExitStack() as node_stack,
         ThreadPoolExecutor(PROCESSES) as pool,
     ):
-        environment |= {TAKEN: folder, NODE: str(node.folder)}
+        environment |= {TAKEN: folder, NODE: str(Path(folder) / "node")}
         runs = [pool.submit(subprocess.run, command, cwd=ROOT, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             encoding="utf-8", errors="replace") for _ in range(PROCESSES)]
         try:
+            node_stack.enter_context(new_node(Path(environment[NODE])))  # while they collect
+            Path(environment[NODE], READY).touch()
             for run in as_completed(runs):
                 printed = run.result().stdout.rstrip()
                 print(printed, flush=True)
