@@ -103,7 +103,12 @@ def shared_node(server, tmp_path_factory):
     """A node for the tests that do not kill it: that of this test run, or one of its own. Each test
     uses its own vhost."""
     if folder := os.environ.get(run_tests.NODE):
-        wait_until(Path(folder, run_tests.READY).exists, "the node that all share", timeout=120)
+        started, failed = (Path(folder).with_name(run_tests.STARTED),
+                           Path(folder).with_name(run_tests.FAILED))
+        wait_until(lambda: started.exists() or failed.exists(), "the node that all share",
+                   timeout=120)
+        if failed.exists():
+            pytest.exit("The node that all share did not start.", 1)
         yield Node(Path(folder))
     else:
         with new_node(tmp_path_factory.mktemp("node")) as node:

@@ -21,14 +21,14 @@ from common.config import ROOT
 from tools import broker
 from tools.command import failure_of
 from tools.install import apt_install, has_apt
-from tools.node import new_node
+from tools.node import NodeError, new_node
 
 SMTP_PYTHON = "/usr/bin/python3"  # Debian's packages are for Debian's Python
 SMTP_PACKAGE, SMTP_MODULE = "python3-aiosmtpd", "aiosmtpd"
 PROCESSES = 4  # on two cores: together they compute for half of the time
 TAKEN = "KIT_TEST_TAKEN"  # environment: the folder with an entry for each file that is taken
 NODE = "KIT_TEST_NODE"  # environment: the folder of the node that all share
-READY = "ready"  # a file in that folder: the node has started
+STARTED, FAILED = "started", "failed"  # files beside that folder: the node has, or could not
 CLOSING_LINE = re.compile(r"=+ (.+) in [\d.]+s.* =+$")
 
 
@@ -68,7 +68,7 @@ def at_once(command: list[str], environment: dict[str, str]) -> int:
                             encoding="utf-8", errors="replace") for _ in range(PROCESSES)]
         try:
             node_stack.enter_context(new_node(Path(environment[NODE])))  # while they collect
-            Path(environment[NODE], READY).touch()
+            Path(folder, STARTED).touch()
             for run in as_completed(runs):
                 printed = run.result().stdout.rstrip()
                 print(printed, flush=True)
@@ -78,6 +78,9 @@ def at_once(command: list[str], environment: dict[str, str]) -> int:
                     counts[outcome] += int(count)
         except KeyboardInterrupt:  # each pytest also receives it and stops its brokers
             return EXIT_INTERRUPTED
+        except NodeError:
+            Path(folder, FAILED).touch()
+            raise
     total = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     print(f" {total} in {time.monotonic() - started_at:.1f}s ".center(80, "="))
     return max(map(abs, codes))
