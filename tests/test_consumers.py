@@ -343,7 +343,10 @@ def test_a_killed_consumer_loses_nothing_and_repeats_no_effect(kit):
         wait_until(lambda: len(running.out) > 20, "some events", running.text)
         running.kill()
     assert kit.report(LOYALTY)["accounts"] < 1500  # it was killed in the middle
-    kit.call_ok(LOYALTY, "--idle-timeout", "5")
+    running = kit.start(LOYALTY)
+    wait_until(lambda: kit.report(LOYALTY)["accounts"] == 1500, "the rest", running.text)
+    kit.wait_for_depth("loyalty_queue", 0)
+    assert running.interrupt() == 0
     assert kit.report(LOYALTY) == {"accounts": 1500, "points": 150_000}
     assert kit.depth("loyalty_queue") == kit.depth("dead_letter_queue") == 0
 
@@ -480,15 +483,19 @@ def test_an_event_that_crashes_its_consumer_repeatedly_becomes_a_dead_letter(kit
     after = publish(kit, 3)
     crashes, lines = 0, []
     while True:
-        result = kit.run(LOYALTY, "--json", "--idle-timeout", "5")
-        lines += records(result)
-        if result.returncode != 70:
+        running = kit.start(LOYALTY, "--json")
+        wait_until(lambda: running.process.poll() is not None or (
+            kit.depth("dead_letter_queue") and kit.report(LOYALTY)["accounts"] == 6),
+            "its end, or that of the events", running.text)
+        code = running.interrupt() if running.process.poll() is None else running.end()
+        lines += records(running)
+        if code != 70:
             break
         crashes += 1
         # The effects of the earlier events are on disk.
         assert kit.report(LOYALTY)["accounts"] >= len(before)
         assert crashes < 15, "the event is never dead-lettered"
-    assert result.returncode == 0
+    assert code == 0
     assert crashes == 6  # the first delivery and five recorded starts
     assert Counter(one["event_id"] for one in lines if one["outcome"] == "done") == {
         event.id: 1 for event in before + after}
