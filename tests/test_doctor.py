@@ -205,7 +205,9 @@ def test_every_broker_of_the_kit_has_the_user_of_env_example_which_is_the_defaul
 def test_broker_up_without_compose_starts_a_node_that_the_scripts_find(
         server, own_state, docker_without_compose, tmp_path, monkeypatch, capsys):
     login = "espa%C3%B1ol:contrase%C3%B1a%23%20%22"
-    kit = Kit(f"amqp://{login}@127.0.0.1:{free_port()}/%2F", tmp_path / "state")
+    # Its management port is 10,000 higher: among those that no outgoing connection uses.
+    port = next(port for port in iter(free_port, None) if port + 10_000 in node.PORTS)
+    kit = Kit(f"amqp://{login}@127.0.0.1:{port}/%2F", tmp_path / "state")
     monkeypatch.setenv("RABBITMQ_URL", kit.url)
     try:
         assert service.up(yes=False) == 0
