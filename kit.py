@@ -103,7 +103,7 @@ def parser():
                       help="también los fallos de tests/faults: un cuarto de hora más")
     bench = add("bench", "el kit al lado de otras bibliotecas, medido en un broker privado")
     bench.add_argument("parts", nargs="*", metavar="PARTE",
-                       help=BENCH_PARTS + "; por defecto todas, media hora larga")
+                       help=BENCH_PARTS + "; por defecto todas (con --rounds 3, veinte minutos)")
     bench.add_argument("--rounds", type=cli.whole(1, 100), default=5, metavar="N",
                        help="cuántas veces cada medida; cuenta la mediana (por defecto, 5)")
     bench.add_argument("--quick", action="store_true",

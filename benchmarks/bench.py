@@ -251,11 +251,11 @@ def main(parts: list[str], rounds: int, quick: bool, out: Path, yes: bool) -> in
     if unknown:
         cli.wrong_usage(f"no se mide {', '.join(sorted(unknown))}; se mide {', '.join(PARTS)}")
     parts = parts or list(PARTS)
-    alone = [part for part in PARTS if not hasattr(race, part)]
-    beside_peers = not set(parts) <= set(alone)
+    beside_peers = any(hasattr(race, part) for part in parts)
     if beside_peers and sys.version_info < (3, 11):
+        alone = ", ".join(part for part in PARTS if not hasattr(race, part))
         raise KitError("Las bibliotecas con las que se compara el kit piden Python 3.11 o más"
-                       f" nuevo; sin ellas se mide {', '.join(alone)}.")
+                       f" nuevo; sin ellas se mide {alone}.")
     broker.stop_it_on_signals()
     broker.require_server(yes)
     with (

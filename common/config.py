@@ -76,7 +76,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
 
 def masked(text: str) -> str:
     """A URL, or a text with one, without its password, for the screen: in a URL all from the colon
-    behind the user (a port is no password) to the last @; elsewhere from a colon to an @."""
+    after the user (a port is no password) to the last @; elsewhere from a colon to an @."""
     return re.sub(r"(://[^:\n]*):(?!\d{1,5}(?:[/\s,']|$))[^\n]*@|:(?!//)\S*@", r"\1@", text)
 
 

@@ -34,6 +34,7 @@ from tools.node import Node, create_vhost, delete_vhost, find_server, free_port,
 
 ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30
+STOP_S = 12  # the README promises about three seconds; a stop that waits for the broker takes 15
 PATIENCE_S = 0.2
 DELAYS = "0.3,0.6,0.9"
 LONGEST = ("test_grade_programs.py", "test_lab.py", "test_restarts.py", "test_setup_queues.py")
@@ -103,8 +104,8 @@ def shared_node(server, tmp_path_factory):
     """A node for the tests that do not kill it: that of this test run, or one of its own. Each test
     uses its own vhost."""
     if folder := os.environ.get(run_tests.NODE):
-        started, failed = (Path(folder).with_name(run_tests.STARTED),
-                           Path(folder).with_name(run_tests.FAILED))
+        beside = Path(folder).with_name
+        started, failed = beside(run_tests.STARTED), beside(run_tests.FAILED)
         wait_until(lambda: started.exists() or failed.exists(), "the node that all share",
                    timeout=120)
         if failed.exists():

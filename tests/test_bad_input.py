@@ -15,7 +15,7 @@ import pika
 import pytest
 
 from common import config
-from tests.conftest import ROOT, Kit, wait_until
+from tests.conftest import ROOT, STOP_S, Kit, wait_until
 from tools.node import free_port
 
 PUBLISHER, SIMULATOR = "events_publisher_levels.py", "simulate_fail_publisher.py"
@@ -370,7 +370,7 @@ def test_a_full_disk_exits_with_78_and_the_event_is_done_once_there_is_space(kit
 def test_ctrl_c_in_a_one_shot_script_exits_with_130(kit, script, flags, words):
     running = kit.start(script, *flags)
     running.wait_for(words)
-    assert running.interrupt(timeout=12) == 130
+    assert running.interrupt(timeout=STOP_S) == 130
     assert "Interrumpido con Ctrl-C." in running.err
     assert "Traceback" not in running.text()
 
@@ -381,7 +381,7 @@ def test_ctrl_c_in_a_replay_exits_with_130_and_loses_no_dead_letter(kit):
         kit.publish_event(queue="dead_letter_queue", headers={"x-source-queue": "email_queue"})
     running = kit.start(DEAD, "--replay", "--rate", "1")
     running.wait_for("reenviado a su cola", count=3)
-    assert running.interrupt(timeout=12) == 130
+    assert running.interrupt(timeout=STOP_S) == 130
     wait_until(lambda: kit.depth("dead_letter_queue") + kit.depth("email_queue") == 20,
                "20 messages in all")
     assert 3 <= kit.depth("email_queue") < 20

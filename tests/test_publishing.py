@@ -39,13 +39,10 @@ class Broker:
         """The bodies that arrived on each connection."""
         return [made.published for made in self.connections]
 
-    def wait_for(self, *connections: list[bytes]) -> None:
-        wait_until(lambda: self.published == [*connections], f"{connections}",
-                   lambda: f"{self.published}")
-
-    def wait_for_first(self, *connections: list[bytes]) -> None:
-        """Like wait_for(), where each connection is soon given up for the next."""
-        wait_until(lambda: self.published[:len(connections)] == [*connections], f"{connections}",
+    def wait_for(self, *connections: list[bytes], and_later: bool = False) -> None:
+        """and_later: each is soon given up for the next, so that there may be more."""
+        end = len(connections) if and_later else None
+        wait_until(lambda: self.published[:end] == [*connections], f"{connections}",
                    lambda: f"{self.published}")
 
     def do(self, function, *arguments) -> None:
@@ -245,7 +242,7 @@ def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, ca
     broker.wait_for([b"1", b"1"])
     monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", confirms.AGAIN_S)
     nack(2)
-    broker.wait_for_first([b"1", b"1"], [b"1"])
+    broker.wait_for([b"1", b"1"], [b"1"], and_later=True)
     assert "el broker rechaza un mensaje desde hace" in capsys.readouterr().out
     assert broker.connections[0].is_closed
 
@@ -253,7 +250,7 @@ def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, ca
 def test_a_broker_that_stays_silent_gets_a_new_connection(broker, channel, monkeypatch):
     monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.1)
     publish(channel, 1)
-    broker.wait_for_first([b"1"], [b"1"])
+    broker.wait_for([b"1"], [b"1"], and_later=True)
     assert broker.connections[0].is_closed
 
 
@@ -268,7 +265,7 @@ def test_silence_is_noticed_also_after_an_error_in_pika_that_ends_all_timers_due
     broker.io.call(fail)
     broker.wait_for([b"1"], [b"1"])
     monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.1)
-    broker.wait_for_first([b"1"], [b"1"], [b"1"])
+    broker.wait_for([b"1"], [b"1"], [b"1"], and_later=True)
 
 
 def test_a_broker_with_an_alarm_is_not_silent(broker, channel, monkeypatch):

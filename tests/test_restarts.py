@@ -11,14 +11,13 @@ import pytest
 
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, retry_queue
 from common.problems import BrokerUnavailable
-from tests.conftest import Kit, wait_until
+from tests.conftest import STOP_S, Kit, wait_until
 from tools import demo, demo_runner
 from tools.isolation import isolated_url
 from tools.node import create_vhost
 
 PUBLISHER = "events_publisher_levels.py"
 USER = ("--nombre", "Juan", "--email", "juan@eco.com")
-STOP_S = 12  # the README promises about three seconds; a stop that waits for the broker takes 15
 
 
 def publisher(kit, level: int, count: int, *flags: str):

@@ -5,11 +5,10 @@ from contextlib import contextmanager
 
 from common.confirms import CONFIRM_TIMEOUT_S
 from common.exchange import CONSUMERS
-from tests.conftest import wait_until
+from tests.conftest import STOP_S, wait_until
 from tests.faults.account import totals
 from tests.faults.scene import ENDLESS, confirmed
 
-STOP_S = 12  # the README promises about three seconds; a stop that waits for the broker takes 15
 FAILING = 20
 LOST = "Sin conexión con el broker"
 
