@@ -121,13 +121,13 @@ class Link:
 
     on_channel(channel): a new channel is open. on_lost(): it is gone, and what was under way on it
     is unknown. quiet: another link of the script prints that the broker went and came. All runs in
-    the I/O thread; the main thread may read `channel` (the open one, or None) and `connected`.
+    the I/O thread; the main thread may read `channel` (the open one, or None) and `connected_at`.
     """
 
     def __init__(self, io: IoThread, settings: Settings, on_channel, on_lost, quiet: bool = False):
         self.channel: Any = None
         self.blocked = False  # an alarm: the broker reads nothing from a publishing connection
-        self.connected = False  # ever
+        self.connected_at = 0.0  # of time.monotonic(), the last time; 0: never
         self._io, self._ca_file = io, settings.ca_file
         self._on_channel, self._on_lost, self._quiet = on_channel, on_lost, quiet
         self._urls = itertools.cycle(random.sample(settings.urls, len(settings.urls)))
@@ -153,7 +153,7 @@ class Link:
     def healthy(self) -> None:
         """The channel is of use: the next failure counts as the first."""
         self._failures = 0
-        self.connected = True
+        self.connected_at = time.monotonic()
         if self._printed and not self._quiet:
             self.print_line("Conectado de nuevo con el broker.", "ok")
         self._printed = ""
@@ -210,7 +210,7 @@ class Link:
         _close(connection)
         self._on_lost()
         if words != self._printed and not self._quiet:
-            advice = "" if self.connected else f" {NO_BROKER_ADVICE}"
+            advice = "" if self.connected_at else f" {NO_BROKER_ADVICE}"
             self.print_line(f"Sin conexión con el broker: {words}.{advice} Se reintenta.", "warn")
         self._printed = words
 

@@ -89,7 +89,7 @@ class Consumer:
 
     def basic_consume(self, queue: str, prefetch_count: int) -> Iterator[Delivery]:
         """Yield deliveries until Ctrl-C, SIGTERM, --limit or --idle-timeout; finish each batch."""
-        limit, begun = self.options.limit or sys.maxsize, 0
+        limit, begun, link = self.options.limit or sys.maxsize, 0, self._subscription.link
         self._io.start()
         self._subscription.start("" if self.options.ephemeral else queue,
                                  min(prefetch_count, limit))
@@ -100,7 +100,8 @@ class Consumer:
                 self._tick(moment)
             if delivery is None:
                 self.finish()
-                if moment - active_at > (self.options.idle_timeout or sys.maxsize):
+                idle_s = moment - max(active_at, link.connected_at)
+                if idle_s > (self.options.idle_timeout or sys.maxsize):
                     break
                 continue
             headers = delivery.properties.headers
@@ -108,7 +109,7 @@ class Consumer:
                      or (headers and simulation.stands_alone(headers)))
             if alone:  # a batch of its own: it may kill or delay the process, or --steps shows it
                 self.finish()
-            if delivery.channel is not self._subscription.link.channel:  # lost in finish()
+            if delivery.channel is not link.channel:  # lost in finish()
                 continue
             if not self._batch:
                 batch_at = moment
@@ -121,7 +122,7 @@ class Consumer:
             if alone or not self._subscription.inbox or active_at - batch_at > BATCH_S:
                 self.finish()
         self.finish()
-        if not self._subscription.link.connected and not self.stop_wanted:
+        if not link.connected_at and not self.stop_wanted:
             raise no_broker(self.settings.urls)
 
     def once(self, delivery: Delivery, handler: Callable, before: Callable | None = None):

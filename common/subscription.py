@@ -47,10 +47,9 @@ class Subscription:
 
     def __init__(self, io: IoThread, settings: Settings, consumer: str):
         self.link = Link(io, settings, self._channel_opened, self._lost)
-        self._consumer, self._settings = consumer, settings
+        self._io, self._consumer, self._settings = io, consumer, settings
         self.declarations: list[Callable] = []
         self.bind: Callable = lambda channel: None
-        self._io = io
         self.inbox: deque[Delivery] = deque()
         self._arrived, self._cancelled = threading.Event(), threading.Event()
         self._queue = self._consumer_tag = ""
@@ -106,7 +105,7 @@ class Subscription:
                 self._queue, self._on_message, callback=lambda _: self._on_consuming(channel))
 
     def _on_consuming(self, channel) -> None:
-        if not self.link.connected:
+        if not self.link.connected_at:
             self.link.print_line(
                 f"{self._consumer}: escucha {self._queue or 'una cola efímera'} en"
                 f" {endpoints(self._settings.urls)}. Ctrl-C para terminar.", None)
