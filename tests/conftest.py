@@ -49,6 +49,11 @@ def pytest_addoption(parser):
                      help="write what the lab prints now into its pages")
 
 
+def pytest_configure():
+    """The scripts under test hear Ctrl-C, also if a shell started this with & and so ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_ignore_collect(collection_path, config):
     """Ignore tests/faults without --faults. None leaves the decision to pytest."""
     return True if collection_path.name == "faults" and not config.getoption("--faults") else None

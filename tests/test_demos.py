@@ -73,9 +73,11 @@ def press_enter(process, screen) -> None:
 
 def press_ctrl_c(process, screen) -> None:
     """Again, if nothing comes of it: Python does not hear one right before a read() begins."""
-    process.send_signal(signal.SIGINT)
-    while not select.select([screen], [], [], 10)[0]:
+    for _ in range(6):
         process.send_signal(signal.SIGINT)
+        if select.select([screen], [], [], 10)[0]:
+            return
+    process.kill()
 
 
 def test_the_demo_plays_acts_that_fit_on_a_screen_with_enter_between_them(demo):
