@@ -1,5 +1,6 @@
 """dead_letter_consumer.py: views remove nothing, and a replay goes to the source queue only."""
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections import Counter
 import pika
 import pytest
 
+import dead_letter_consumer as script
 from common import cli, config, console, events, publishing, retry, simulation
 from common.connection import connect
 from common.views import dead_letters, export, live
@@ -416,6 +418,29 @@ def test_a_message_that_fails_again_under_a_slow_clock_is_replayed_once(kit):
     assert kit.depth(DLQ) == 1 and kit.depth("email_queue") == 0
 
 
+def test_a_failure_that_a_fast_clock_dates_in_the_future_is_seen(kit):
+    kit.publish_event(queue=DLQ, headers=failed_headers(
+        None, NO_NETWORK, None, failed_at="2999-01-01T00:00:00.000Z"))
+    assert kit.call_ok(SCRIPT, "--summary").stdout.splitlines()[-1] == "total: 1"
+
+
+def test_ctrl_c_in_the_midst_of_a_replay_takes_the_answers_under_way(kit, monkeypatch):
+    """What was sent leaves the dead letters: else the next replay would send it again."""
+    def interrupt(*arguments):
+        if next(calls) == 11:
+            raise KeyboardInterrupt
+        return why_not(*arguments)
+
+    for _ in range(20):
+        dead_letter(kit)
+    why_not, calls = script.why_not, itertools.count(1)
+    monkeypatch.setattr(script, "why_not", interrupt)
+    result = kit.call(SCRIPT, "--replay")
+    assert result.returncode == 130 and result.stdout.count("reenviado a su cola") == 10
+    kit.wait_for_depth(DLQ, 10)
+    assert kit.depth("email_queue") == 10
+
+
 def test_a_replay_includes_what_another_consumer_held_at_its_start(kit):
     made = [dead_letter(kit) for _ in range(10)]
     with kit.channel() as channel:
@@ -440,12 +465,13 @@ def test_a_summary_includes_what_another_consumer_held_at_its_start(kit):
 
 def start_patiently(kit, *flags: str):
     """Start the script with time for the test to look, and to let go of what it holds."""
-    script = kit.state.parent / "patient.py"
-    script.write_text("import dead_letter_consumer as script\n"
-                      "from common.views import dead_letters\n"
-                      "dead_letters.PATIENCE_S = 6\n"
-                      "script.cli.run(script.main)\n", encoding="utf-8")
-    return kit.start(str(script), *flags, PYTHONPATH=str(ROOT))
+    patient = kit.state.parent / "patient.py"
+    patient.write_text("import dead_letter_consumer as script\n"
+                       "from common.views import dead_letters\n"
+                       "dead_letters.PATIENCE_S = 6\n"
+                       "dead_letters.ALONE_PATIENCE_S = 0\n"
+                       "script.cli.run(script.main)\n", encoding="utf-8")
+    return kit.start(str(patient), *flags, PYTHONPATH=str(ROOT))
 
 
 def hold(kit, channel, count: int) -> None:

@@ -1,5 +1,6 @@
 """The outbox of level 3: written before sending, deleted on confirm, sent again by --resume."""
 
+import argparse
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from common import events
 from common.events import encode, user_created
 from common.exchange import CONSUMERS
 from common.outbox import Outbox
+from common.views.tally import Tally
 from tests.conftest import wait_until
 from tools.node import free_port
 
@@ -144,9 +146,20 @@ def test_level_3_exits_with_3_and_keeps_its_events_when_no_queue_takes_them(kit)
     returned = ids["returned"]
     assert returned and len(returned | ids["confirmed"]) == 600 == len(running.out)
     assert [line for line in running.err if "no llegó a ninguna cola" in line]
+    running.wait_for(f"Eventos sin confirmar: {len(returned)}. ")
     sent = kit.call_ok(PUBLISHER, "--resume", "--json")
     assert ids_of(sent) == returned
     assert {properties.message_id for properties, _ in kit.messages("email_queue")} >= returned
+
+
+def test_events_that_all_came_back_are_no_missing_broker():
+    tally = Tally(argparse.Namespace(level=3, count=1, timeout=1))
+    tally.add("00000000", "returned")
+    assert tally.exit_code() == 3
+
+
+def test_another_publisher_that_writes_is_waited_for_ten_seconds(outbox):
+    assert outbox.db.execute("PRAGMA busy_timeout").fetchone() == (10_000,)
 
 
 def test_a_rate_slower_than_the_timeout_is_no_silence_of_the_broker(kit):

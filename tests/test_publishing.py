@@ -95,7 +95,7 @@ class FakeConnection:
             callback(None)
 
     def basic_publish(self, exchange, routing_key, body, properties, mandatory):
-        assert (exchange, routing_key, mandatory) == ("", "q", True)
+        assert (exchange, mandatory) == ("", True) and routing_key in ("q", "other")
         self.published.append(body)
 
     def close(self):
@@ -127,9 +127,9 @@ def channel(broker, declared):
                             give_up=lambda _: False)
 
 
-def publish(channel, *numbers: int) -> None:
+def publish(channel, *numbers: int, to: str = "q") -> None:
     for number in numbers:
-        channel.basic_publish("", "q", b"%d" % number,
+        channel.basic_publish("", to, b"%d" % number,
                               pika.BasicProperties(message_id=str(number)), mandatory=True)
 
 
@@ -200,6 +200,25 @@ def test_a_return_affects_only_its_own_message(broker, channel):
     assert answers(channel, 0) == [("1", ACK), ("2", RETURN), ("2", ACK)]
 
 
+def test_two_returns_of_one_id_are_of_two_messages(broker, channel):
+    publish(channel, 1, 1)
+    broker.wait_for([b"1", b"1"])
+    broker.give_back(1)
+    broker.give_back(1)
+    broker.answer(Ack, 2, multiple=True)
+    assert answers(channel, 0) == [("1", RETURN), ("1", RETURN)]
+
+
+def test_a_return_is_of_the_copy_to_its_own_queue(broker, channel):
+    publish(channel, 1, to="other")
+    publish(channel, 1)
+    broker.wait_for([b"1", b"1"])
+    broker.give_back(1)
+    broker.answer(Ack, 2, multiple=True)
+    assert [(message.routing_key, answer) for message, answer in channel.answers(0)] == [
+        ("other", ACK), ("q", RETURN)]
+
+
 def test_a_nacked_message_has_no_answer_until_it_is_sent_again(broker, channel, declared):
     publish(channel, 1)
     broker.wait_for([b"1"])
@@ -247,6 +266,60 @@ def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, ca
     assert broker.connections[0].is_closed
 
 
+def test_a_message_refused_for_long_costs_a_new_connection_no_time_of_its_own(broker, channel):
+    def nack(tag: int):
+        broker.answer(Nack, tag)
+        [(message, _)] = channel.answers(0)
+        return message
+
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    message = nack(1)
+    message.sent_at -= confirms.CONFIRM_TIMEOUT_S + 1
+    broker.lose()
+    channel.publish_again(message)
+    broker.wait_for([b"1"], [b"1"])
+    channel.publish_again(nack(1))
+    broker.wait_for([b"1"], [b"1", b"1"])
+
+
+def test_a_new_message_is_no_answer_to_a_refused_one(broker, channel):
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.answer(Nack, 1)
+    answered_at = channel.answered_at
+    publish(channel, 2)
+    assert channel.answered_at == answered_at
+
+
+def test_each_failure_in_a_row_makes_the_pause_longer(broker, channel, monkeypatch):
+    waits: list[int] = []
+    monkeypatch.setattr(connection, "backoff_s", lambda failures: waits.append(failures) or 0.02)
+    broker.confirms_select = False
+    publish(channel, 1)
+    wait_until(lambda: broker.connections, "a connection")
+    broker.lose()
+    broker.lose()
+    broker.confirms_select = True
+    broker.lose()
+    broker.wait_for([], [], [], [b"1"])
+    broker.lose()
+    assert waits == [0, 1, 2, 0]
+
+
+def test_a_pause_that_pika_forgets_with_its_timers_ends_all_the_same(broker, channel):
+    def fail() -> None:
+        made = broker.connections[0]
+        made.on_close(made, StreamLostError("lost"))
+        broker.io.ioloop.call_later(0, lambda: 1 / 0)
+        time.sleep(0.1)  # so the end of the pause is due in the same moment
+
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.io.call(fail)
+    broker.wait_for([b"1"], [b"1"])
+
+
 def test_a_broker_that_stays_silent_gets_a_new_connection(broker, channel, monkeypatch):
     monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.1)
     publish(channel, 1)
@@ -277,6 +350,39 @@ def test_a_broker_with_an_alarm_is_not_silent(broker, channel, monkeypatch):
     broker.io.call(lambda: broker.io.ioloop.call_later(2.5, looked.set))  # it looks once a second
     assert looked.wait(10)
     assert len(broker.connections) == 1 and not broker.connections[0].is_closed
+
+
+def test_an_alarm_ends_with_its_connection(broker, channel, monkeypatch):
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.do(broker.connections[0].on_blocked)
+    broker.lose()
+    broker.wait_for([b"1"], [b"1"])
+    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", 0.1)
+    broker.wait_for([b"1"], [b"1"], [b"1"], and_later=True)
+
+
+def test_an_answer_after_a_message_was_given_up_does_not_count(broker):
+    channel = ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}),
+                               lambda _: None, give_up=lambda _: True)
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    assert answers(channel, 0) == [("1", TIMEOUT)]
+    broker.answer(Ack, 1)
+    assert answers(channel, 0) == []
+
+
+def test_an_ack_that_comes_while_the_connection_closes_counts(broker, monkeypatch):
+    def close(made) -> None:
+        made.on_confirm(SimpleNamespace(method=Ack(1)))
+        made.is_closed = True
+
+    monkeypatch.setattr(FakeConnection, "close", close)
+    with publishing.confirmed_channel(config.load({"RABBITMQ_URL": "amqp://h"}), 9,
+                                      declare=lambda *_: None) as channel:
+        publish(channel, 1)
+        broker.wait_for([b"1"])
+    assert channel.late == {ACK: 1} and not channel.unanswered
 
 
 def test_a_message_that_was_given_up_is_not_sent_by_a_later_connection(broker):

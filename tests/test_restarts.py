@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common import connection
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, retry_queue
 from common.problems import BrokerUnavailable
 from tests.conftest import STOP_S, Kit, wait_until
@@ -180,6 +181,24 @@ def test_level_3_and_retries_wait_out_a_memory_alarm(own_kit):
     stop(email)
     assert kit.report("email_consumer_simple.py") == {"emails": 30}
     assert kit.depth(DEAD_LETTER_QUEUE) == 0
+
+
+def test_a_level_without_confirms_gives_up_in_an_alarm_that_lasts(own_kit, monkeypatch):
+    monkeypatch.setattr(connection, "BLOCKED_TIMEOUT_S", 1)
+    own_kit.declare()
+    own_kit.node.ctl("set_vm_memory_high_watermark", "0.0001")
+    try:
+        ended = own_kit.call(PUBLISHER, "--level", "1", *USER, "--count", "999", "--rate", "5")
+    finally:
+        own_kit.node.ctl("set_vm_memory_high_watermark", "0.6")
+    assert ended.returncode == 3 and "Se perdió la conexión con el broker" in ended.stderr
+
+
+def test_a_url_at_which_nothing_answers_is_passed_over(kit, monkeypatch):
+    monkeypatch.setattr(connection.random, "sample", lambda urls, count: sorted(urls)[:count])
+    both = kit.using(url=f"amqp://127.0.0.1:1/%2F,{kit.url}")
+    both.call_ok("setup_queues.py")
+    both.call_ok(PUBLISHER, "--level", "3", *USER)
 
 
 def test_a_password_changed_during_an_outage_exits_with_78(kit, shared_node):
