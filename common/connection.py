@@ -127,7 +127,7 @@ class Link:
     def __init__(self, io: IoThread, settings: Settings, on_channel, on_lost, quiet: bool = False):
         self.channel: Any = None
         self.blocked = False  # an alarm: the broker reads nothing from a publishing connection
-        self.connected_at = 0.0  # of time.monotonic(), the last time; 0: never
+        self.connected_at = 0.0  # the last time, of time.monotonic(); 0: never
         self._io, self._ca_file = io, settings.ca_file
         self._on_channel, self._on_lost, self._quiet = on_channel, on_lost, quiet
         self._urls = itertools.cycle(random.sample(settings.urls, len(settings.urls)))

@@ -158,6 +158,14 @@ def test_a_limit_leaves_the_rest_in_the_queue(kit):
     assert kit.report(LOYALTY) == {"accounts": 10, "points": 1000}
 
 
+def test_an_idle_timeout_stops_a_consumer_without_work(kit):
+    publish(kit, 3)
+    started_at = time.monotonic()
+    kit.call_ok(LOYALTY, "--idle-timeout", "3")
+    assert time.monotonic() - started_at > 3
+    assert kit.report(LOYALTY)["accounts"] == 3
+
+
 def test_the_idle_timeout_begins_when_the_consumer_listens(kit):
     """A broker that is slow to answer takes nothing from it."""
     with closing(Proxy(kit.node.port)) as proxy:

@@ -43,10 +43,14 @@ def consuming(kit):
 def after_a_reconnect(kit, node):
     """The same, on a connection that is gone: the loop has fetched all events again."""
     with consuming(kit) as (consumer, loop, begun):
-        wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched",
-                   lambda: f"{len(in_memory(kit))} are")
+        wait_for_all(kit)
         reconnect(kit, node)
         yield consumer, loop, begun
+
+
+def wait_for_all(kit) -> None:
+    wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched",
+               lambda: f"{len(in_memory(kit))} are")
 
 
 def reconnect(kit, node) -> None:
@@ -109,7 +113,7 @@ def test_an_event_whose_connection_is_lost_while_the_batch_before_it_ends_is_not
 def test_a_batch_that_is_old_takes_no_more(kit, monkeypatch):
     monkeypatch.setattr(verbs, "BATCH_S", -1)
     with consuming(kit) as (consumer, loop, begun):
-        wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched")
+        wait_for_all(kit)
         consumer.basic_ack(begun, consumer.once(begun, done))
         next(loop)
         assert not consumer.ledger.db.in_transaction
@@ -118,7 +122,7 @@ def test_a_batch_that_is_old_takes_no_more(kit, monkeypatch):
 def test_nothing_is_locked_while_a_service_is_called(kit, monkeypatch):
     monkeypatch.setattr(verbs, "BATCH_S", 60)
     with consuming(kit) as (consumer, loop, begun):
-        wait_until(lambda: len(in_memory(kit)) == EVENTS, "all events to be prefetched")
+        wait_for_all(kit)
         consumer.basic_ack(begun, consumer.once(begun, done))
         second, locked = next(loop), []
         assert consumer.ledger.db.in_transaction

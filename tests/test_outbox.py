@@ -114,7 +114,7 @@ def test_resume_with_a_mistyped_folder_exits_with_78_and_does_not_create_it(kit,
 
 
 def test_events_that_the_password_kept_from_the_broker_are_reported_and_kept(kit, outbox):
-    """The refusal ends the publisher while it writes: how many of the three, is its own affair."""
+    """The refusal may come when only some of the three events are begun."""
     stranger = kit.using(url=kit.url.replace("guest:guest", "guest:wrong"))
     ended = stranger.call(PUBLISHER, *USER, "--count", "3", "--json")
     assert (ended.returncode, ended.stdout) == (78, "")

@@ -26,6 +26,7 @@ class Broker:
         self.io = io
         self.connections: list[FakeConnection] = []
         self.confirms_select = True
+        self.queues = {"q"}  # to which the test publishes
 
     def connect(self, parameters, custom_ioloop, on_open_callback, on_open_error_callback,
                 on_close_callback):
@@ -95,7 +96,7 @@ class FakeConnection:
             callback(None)
 
     def basic_publish(self, exchange, routing_key, body, properties, mandatory):
-        assert (exchange, mandatory) == ("", True) and routing_key in ("q", "other")
+        assert (exchange, mandatory) == ("", True) and routing_key in self.broker.queues
         self.published.append(body)
 
     def close(self):
@@ -135,6 +136,14 @@ def publish(channel, *numbers: int, to: str = "q") -> None:
 
 def answers(channel, most_unanswered: int) -> list[tuple[str, str]]:
     return [(message.id, answer) for message, answer in channel.answers(most_unanswered)]
+
+
+def nacked(broker, channel, tag: int) -> confirms.Message:
+    """Refuse the only message under way, the one that is called 1."""
+    broker.answer(Nack, tag)
+    [(message, answer)] = channel.answers(0)
+    assert (message.id, answer) == ("1", NACK)
+    return message
 
 
 def test_a_multiple_ack_confirms_all_messages_up_to_its_tag(broker, channel):
@@ -210,6 +219,7 @@ def test_two_returns_of_one_id_are_of_two_messages(broker, channel):
 
 
 def test_a_return_is_of_the_copy_to_its_own_queue(broker, channel):
+    broker.queues = {"other", "q"}
     publish(channel, 1, to="other")
     publish(channel, 1)
     broker.wait_for([b"1", b"1"])
@@ -222,10 +232,7 @@ def test_a_return_is_of_the_copy_to_its_own_queue(broker, channel):
 def test_a_nacked_message_has_no_answer_until_it_is_sent_again(broker, channel, declared):
     publish(channel, 1)
     broker.wait_for([b"1"])
-    broker.answer(Nack, 1)
-    [(message, answer)] = channel.answers(0)
-    assert (message.id, answer) == ("1", NACK)
-    channel.publish_again(message)
+    channel.publish_again(nacked(broker, channel, 1))
     broker.wait_for([b"1", b"1"])
     assert answers(channel, 1) == [] and len(declared) == 1
     broker.answer(Ack, 2)
@@ -249,37 +256,26 @@ def test_a_returned_message_is_sent_again_to_a_queue_that_is_declared_again(
 
 def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, capsys, monkeypatch):
     """However seldom it does."""
-    def nack(tag: int) -> None:
-        broker.answer(Nack, tag)
-        [(message, answer)] = channel.answers(0)
-        assert answer == NACK
-        channel.publish_again(message)
-
     publish(channel, 1)
     broker.wait_for([b"1"])
-    nack(1)
+    channel.publish_again(nacked(broker, channel, 1))
     broker.wait_for([b"1", b"1"])
     monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", confirms.AGAIN_S)
-    nack(2)
+    channel.publish_again(nacked(broker, channel, 2))
     broker.wait_for([b"1", b"1"], [b"1"], and_later=True)
     assert "el broker rechaza un mensaje desde hace" in capsys.readouterr().out
     assert broker.connections[0].is_closed
 
 
 def test_a_message_refused_for_long_costs_a_new_connection_no_time_of_its_own(broker, channel):
-    def nack(tag: int):
-        broker.answer(Nack, tag)
-        [(message, _)] = channel.answers(0)
-        return message
-
     publish(channel, 1)
     broker.wait_for([b"1"])
-    message = nack(1)
+    message = nacked(broker, channel, 1)
     message.sent_at -= confirms.CONFIRM_TIMEOUT_S + 1
     broker.lose()
     channel.publish_again(message)
     broker.wait_for([b"1"], [b"1"])
-    channel.publish_again(nack(1))
+    channel.publish_again(nacked(broker, channel, 1))
     broker.wait_for([b"1"], [b"1", b"1"])
 
 
