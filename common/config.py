@@ -4,8 +4,7 @@ import os
 import re
 import ssl
 import sys
-from collections.abc import Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
@@ -29,6 +28,20 @@ LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 SMTP_PORTS = {"smtp": 587, "smtps": 465}
 MAX_DELAY_S = 24 * 3600
 MAX_DELAYS = 20  # the history of a dead letter travels in its headers; a frame holds so much
+_ENCODED = "con los caracteres especiales codificados (/ es %2F, @ es %40, la coma %2C)"
+ADVICE = {  # what to write instead of a value that is not valid
+    "RABBITMQ_URL": f"escribe amqp:// o amqps://usuario:contraseña@servidor:5672/vhost, {_ENCODED}"
+                    " y sin opciones detrás de ? (el puerto 15672 es el de la página de gestión);"
+                    f" ejemplo: {DEFAULTS['RABBITMQ_URL']}",
+    "RETRY_DELAYS": f"escribe de 1 a {MAX_DELAYS} retardos, en segundos, de 0.001 a {MAX_DELAY_S};"
+                    " ejemplo: 5,30,120",
+    "STATE_DIR": "escribe el nombre de una carpeta; ejemplo: .state",
+    "QUEUE_TYPE": "escribe quorum o classic",
+    "RABBITMQ_CA_FILE": "escribe un archivo con certificados en formato PEM; ejemplo: ca.pem",
+    "RABBITMQ_MANAGEMENT_URL": "escribe http:// o https://servidor:puerto, sin usuario",
+    "SMTP_URL": f"escribe smtp:// o smtps://usuario:contraseña@servidor:puerto, {_ENCODED}, o sin"
+                " usuario ni contraseña; ejemplo: smtp://127.0.0.1:1025",
+}
 
 
 class KitError(Exception):
@@ -57,21 +70,26 @@ class Settings:
 
 
 def load(flags: dict[str, str | None] | None = None) -> Settings:
-    """Read the settings; `flags` maps a setting's name to its value on the command line.
-
-    Raises ConfigError, which names the setting, what is wrong with it and an example.
-    """
+    """`flags`: a setting's name -> its value on the command line. Raises ConfigError."""
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     for name in ("STATE_DIR", "RABBITMQ_CA_FILE"):
         if given.get(name, "")[:1] not in ("", "~"):  # relative to the folder of the shell
             given[name] = str(Path(given[name]).absolute())
     environment = {name: os.environ[name] for name in DEFAULTS if os.environ.get(name)}
     values = DEFAULTS | _dotenv() | environment | given
+
+    def read(name: str, parse: Callable):
+        try:
+            return parse(values[name])
+        except (ValueError, OSError, RuntimeError):  # SSLError is an OSError; RuntimeError: ~user
+            shown = "" if name.endswith("URL") else f"={masked(values[name])[:60]!r}"
+            raise ConfigError(f"{name}{shown} no vale: {ADVICE[name]}.") from None
+
     return Settings(
-        urls=_urls(values["RABBITMQ_URL"]), retry_delays=_delays(values["RETRY_DELAYS"]),
-        state_dir=_state_dir(values["STATE_DIR"]), queue_type=_queue_type(values["QUEUE_TYPE"]),
-        ca_file=_ca_file(values["RABBITMQ_CA_FILE"]), smtp_url=_smtp_url(values["SMTP_URL"]),
-        management_url=_management_url(values["RABBITMQ_MANAGEMENT_URL"]))
+        urls=read("RABBITMQ_URL", _urls), retry_delays=read("RETRY_DELAYS", _delays),
+        state_dir=read("STATE_DIR", _path), queue_type=read("QUEUE_TYPE", _queue_type),
+        ca_file=read("RABBITMQ_CA_FILE", _ca_file), smtp_url=read("SMTP_URL", _smtp_url),
+        management_url=read("RABBITMQ_MANAGEMENT_URL", _management_url))
 
 
 def masked(text: str) -> str:
@@ -90,19 +108,19 @@ def _dotenv() -> dict[str, str]:
     file = ROOT / ".env"
     if not file.exists():
         return {}
-    from dotenv import dotenv_values  # late: kit.py runs before the packages are installed
-    from dotenv.parser import parse_stream
+    from dotenv.parser import parse_stream  # late: kit.py runs before the packages are installed
 
     try:
         text = file.read_text(encoding="utf-8-sig")  # Windows' Notepad writes a BOM
     except (OSError, UnicodeDecodeError):
         raise ConfigError("No se puede leer el archivo .env: guárdalo como texto UTF-8"
                           " y vuelve a probar.") from None
-    for line in parse_stream(StringIO(text)):
+    lines = list(parse_stream(StringIO(text)))
+    for line in lines:
         if line.error or (line.key and line.value is None):
             raise ConfigError(f"La línea {line.original.line} de .env no se entiende:"
                               " escribe NOMBRE=valor.")
-    values = dotenv_values(stream=StringIO(text), interpolate=False)
+    values = {line.key: line.value for line in lines if line.key}
     for name in values.keys() - DEFAULTS.keys() - COMPOSE_NAMES:
         if alike := get_close_matches(name.upper(), DEFAULTS, n=1, cutoff=0.8):
             raise ConfigError(f"El archivo .env tiene {name}, que no es un ajuste del kit: ¿querías"
@@ -112,95 +130,63 @@ def _dotenv() -> dict[str, str]:
 
 
 def _urls(text: str) -> tuple[str, ...]:
-    urls = tuple(part.strip() for part in text.split(",") if part.strip())
-    if f":{MANAGEMENT_PORT}/" in text.replace(",", "/") + "/":
-        raise ConfigError("RABBITMQ_URL lleva el puerto de la página de gestión, 15672: el del"
-                          f" broker es el 5672; ejemplo: {DEFAULTS['RABBITMQ_URL']}.")
-    if urls and all(map(_is_amqp_url, urls)):
-        return urls
-    raise ConfigError(
-        "RABBITMQ_URL no se entiende: escribe amqp://usuario:contraseña@servidor:puerto/vhost, o"
-        " amqps://, con los caracteres especiales codificados (/ es %2F, @ es %40, la coma %2C)"
-        f" y sin opciones detrás de ?; ejemplo: {DEFAULTS['RABBITMQ_URL']}.")
-
-
-def _is_amqp_url(url: str) -> bool:
     """pika's own errors quote a part of the password (docs/facts.md, pika 6)."""
-    try:
-        parts = _server(url, AMQP_PORTS)
-        str(parts.hostname).encode("idna")
-        return ((parts.username is None) == (parts.password is None)
-                and not set(parts.path[1:]) & set("/@") and not set(url) & set(" \t\r\n")
-                and bool(url.encode())  # no surrogate
-                and len(unquote(parts.path[1:]).encode()) <= 255)
-    except ValueError:
-        return False
-
-
-def _delays(text: str) -> tuple[float, ...]:
-    try:
-        delays = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        delays = ()
-    if not (0 < len(delays) <= MAX_DELAYS and all(0.001 <= d <= MAX_DELAY_S for d in delays)):
-        raise ConfigError(
-            f"RETRY_DELAYS={masked(text)[:60]!r} no vale: escribe de 1 a {MAX_DELAYS} retardos, en"
-            f" segundos, de 0.001 a {MAX_DELAY_S}; ejemplo: RETRY_DELAYS=5,30,120.")
-    return delays
-
-
-def _state_dir(text: str) -> Path:
-    with suppress(RuntimeError, ValueError):  # ~user, and this machine has no such user
-        if text and "\0" not in text:
-            return ROOT / Path(text).expanduser()
-    raise ConfigError("STATE_DIR no es el nombre de una carpeta; ejemplo: STATE_DIR=.state.")
-
-
-def _ca_file(text: str) -> Path | None:
-    if not text:
-        return None
-    try:
-        file = ROOT / Path(text).expanduser()
-        ssl.create_default_context(cafile=file)
-        return file
-    except (OSError, ValueError, RuntimeError):  # ssl.SSLError is an OSError; RuntimeError: ~user
-        raise ConfigError("RABBITMQ_CA_FILE no es un archivo con certificados en formato PEM que"
-                          " se pueda leer; ejemplo: RABBITMQ_CA_FILE=ca.pem.") from None
+    urls = tuple(part.strip() for part in text.strip(" ,").split(","))
+    for url in urls:
+        server = _server(url, AMQP_PORTS)
+        vhost = server.path[1:]
+        if (server.port == MANAGEMENT_PORT or set(vhost) & set("/@")
+                or len(unquote(vhost).encode()) > 255):
+            raise ValueError(url)
+    return urls
 
 
 def _smtp_url(text: str) -> str:
-    with suppress(ValueError):
-        if not text:
-            return ""
-        parts, plain = _server(text, SMTP_PORTS), unquote(text)
-        str(parts.hostname).encode("idna")
-        if ((not parts.username) == (not parts.password) and not parts.path.strip("/")
-                and plain.isascii() and plain.isprintable() and " " not in text):
-            return text
-    raise ConfigError(
-        "SMTP_URL no se entiende: escribe smtp://servidor:puerto o"
-        " smtp://usuario:contraseña@servidor:puerto, o smtps://, con los caracteres especiales"
-        " codificados (/ es %2F, @ es %40); ejemplo: SMTP_URL=smtp://127.0.0.1:1025.")
+    if text:
+        path, plain = _server(text, SMTP_PORTS).path, unquote(text)
+        if path.strip("/") or not plain.isascii() or not plain.isprintable():
+            raise ValueError(text)
+    return text
 
 
 def _management_url(text: str) -> str:
-    with suppress(ValueError):
-        if not text or ("@" not in text and _server(text, ("http", "https"))):
-            return text.rstrip("/")
-    raise ConfigError("RABBITMQ_MANAGEMENT_URL no se entiende: escribe http://servidor:puerto, sin"
-                      " usuario; ejemplo: http://127.0.0.1:15672.")
+    if text and _server(text, ("http", "https")).username is not None:
+        raise ValueError(text)
+    return text.rstrip("/")
 
 
 def _server(url: str, schemes: Collection[str]) -> SplitResult:
     """The parts of a URL that names a server and has no options. Raises ValueError."""
     parts = urlsplit(url)
     if (parts.scheme not in schemes or not parts.hostname or parts.port == 0
-            or parts.query or parts.fragment):
+            or (not parts.username) != (not parts.password) or parts.query or parts.fragment
+            or " " in url or not url.isprintable()):
         raise ValueError(url)
+    parts.hostname.encode("idna")
     return parts
+
+
+def _delays(text: str) -> tuple[float, ...]:
+    delays = tuple(map(float, text.split(",")))
+    if len(delays) > MAX_DELAYS or not all(0.001 <= delay <= MAX_DELAY_S for delay in delays):
+        raise ValueError(text)
+    return delays
 
 
 def _queue_type(text: str) -> str:
     if text not in ("quorum", "classic"):
-        raise ConfigError(f"QUEUE_TYPE={masked(text)[:60]!r} no vale: escribe quorum o classic.")
+        raise ValueError(text)
     return text
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(text)
+    return ROOT / Path(text).expanduser()
+
+
+def _ca_file(text: str) -> Path | None:
+    if not text:
+        return None
+    ssl.create_default_context(cafile=_path(text))
+    return _path(text)

@@ -122,8 +122,8 @@ def test_a_taken_port_of_docker_compose_is_named_and_docker_no_longer_advised(
                                  f"amqp://guest:{SECRET}@127.0.0.1:15672/%2F"])
 def test_the_port_of_the_management_page_is_recognized(offline_kit, url):
     shown = run_doctor(offline_kit.using(url=url), 1)
-    assert "✘ RABBITMQ_URL lleva el puerto de la página de gestión, 15672" in shown
-    assert "5672;" in shown
+    assert "✘ RABBITMQ_URL no vale: escribe" in shown and "@servidor:5672/" in shown
+    assert "el puerto 15672 es el de la página de gestión" in shown
 
 
 def test_docker_without_compose_is_reported(offline_kit, docker_without_compose):

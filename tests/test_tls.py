@@ -115,7 +115,8 @@ def test_an_invalid_ca_file_exits_with_78(kit, tmp_path, content):
         file.write_bytes(content)
     result = publish(kit, "1", RABBITMQ_CA_FILE=str(file))
     assert result.returncode == 78
-    assert "RABBITMQ_CA_FILE no es un archivo con certificados" in result.stderr
+    assert f"RABBITMQ_CA_FILE='{file}'"[:70] in result.stderr
+    assert "escribe un archivo con certificados en formato PEM" in result.stderr
     assert "Traceback" not in result.stderr
 
 
