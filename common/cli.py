@@ -240,23 +240,19 @@ def run(main: Callable[[], int | None]) -> None:
             code = main() or EXIT_OK
         finally:
             console.print_json()  # of no records: flushes stdout, also after argparse's --help
-    except (BrokenPipeError, console.PipeClosed):
-        _discard_stdout()
-        code = EXIT_OK
+    except (BrokenPipeError, console.OutputError) as error:
+        # What is still in the buffer would raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = getattr(error, "exit_code", EXIT_OK)
+        if code:
+            console.print_error(str(error))
     except config.KitError as error:
-        if isinstance(error, console.OutputError):
-            _discard_stdout()
         (console.print_error if error.exit_code else console.print_notice)(str(error))
         code = error.exit_code
     except KeyboardInterrupt:
         console.print_error(INTERRUPTED)
         code = EXIT_INTERRUPTED
     sys.exit(code)
-
-
-def _discard_stdout() -> None:
-    """What is still in the buffer would raise again when Python exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stop_on_signals(runner, within_s: float | None = None) -> None:

@@ -40,6 +40,7 @@ class OutputError(KitError):
 
 class PipeClosed(OutputError):
     """`… | head`: the reader has all it asked for."""
+    exit_code = 0
 
 
 def set_up(as_json: bool = False) -> None:
