@@ -84,7 +84,7 @@ class Parser(argparse.ArgumentParser):
             if {first, last} & {"Pi", "Pf"}:
                 self.error(f"{word} lleva comillas tipográficas: escríbelas rectas, como \"Juan\"")
         given = super().parse_args(args, namespace)
-        given.settings = config.load({name: vars(given)[name] for _, name, *_ in SETTINGS})
+        given.settings = config.load(vars(given))
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -98,7 +98,6 @@ def wrong_usage(message: str) -> NoReturn:
 
 
 def consumer_options(description: str, argv: list[str] | None) -> argparse.Namespace:
-    """The flags of a consumer."""
     parser = Parser(description)
     parser.value("--prefetch", whole(1, 10_000), "N", "eventos sin ack (por defecto, 200)", 200)
     parser.value("--limit", whole(1, 10**9), "N", "termina tras N eventos")
@@ -128,7 +127,6 @@ def _check_folder(folder: Path) -> None:
 
 
 def publisher_options(description: str, argv: list[str] | None) -> argparse.Namespace:
-    """The flags of events_publisher_levels.py."""
     parser = Parser(description)
     parser.value("--level", whole(1, 3), "{1,2,3}", "nivel de garantía")
     parser.value("--nombre", str, "NOMBRE", "el nombre del usuario nuevo")
@@ -140,20 +138,20 @@ def publisher_options(description: str, argv: list[str] | None) -> argparse.Name
                  "nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
     given = parser.parse_args(argv)
     missing = [f"--{name}" for name in ("level", "nombre", "email") if vars(given)[name] is None]
-    if given.resume and (len(missing) < 3 or given.count != 1):
-        parser.error("--resume envía lo que quedó, con el nivel 3: no va junto con --level,"
-                     " --nombre, --email ni --count")
-    if missing and not given.resume:
-        parser.error(f"falta{'n' * (len(missing) > 1)} {', '.join(missing)}")
-    given.level = given.level or 3
     if given.resume:
+        if len(missing) < 3 or given.count != 1:
+            parser.error("--resume envía lo que quedó, con el nivel 3: no va junto con --level,"
+                         " --nombre, --email ni --count")
+        given.level = 3
         _check_folder(given.settings.state_dir)
+    elif missing:
+        parser.error(f"falta{'n' * (len(missing) > 1)} {', '.join(missing)}")
     return given
 
 
 def dead_letter_options(description: str, argv: list[str] | None,
                         consumers: tuple[str, ...]) -> argparse.Namespace:
-    """The flags of dead_letter_consumer.py; live: whether none of its actions was asked for."""
+    """live, of what it returns: whether none of the script's actions was asked for."""
     parser = Parser(description)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--summary", action="store_true", help="cuántos por error y consumidor")

@@ -155,13 +155,10 @@ def _log_in(server: smtplib.SMTP, smtp_url: str, parts) -> None:
         server.login(unquote(parts.username), unquote(parts.password or ""))
     except smtplib.SMTPServerDisconnected:
         raise
-    except smtplib.SMTPResponseException as refused:
-        if refused.smtp_code >= 500:
-            raise _account_refused(smtp_url) from None
-        raise MailNotSent("el servidor de correo no admite la cuenta por ahora"
-                          f" ({refused.smtp_code})") from None
-    except smtplib.SMTPException:  # it offers no way to log in that Python knows
-        raise _account_refused(smtp_url) from None
+    except smtplib.SMTPException as refused:  # no code: it offers no way that Python knows
+        code = getattr(refused, "smtp_code", 500)
+        raise _account_refused(smtp_url) if code >= 500 else MailNotSent(
+            f"el servidor de correo no admite la cuenta por ahora ({code})") from None
 
 
 def _refusal(smtp_url: str, code: int, text: bytes | str) -> Exception:
