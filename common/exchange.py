@@ -16,15 +16,15 @@ CONSUMERS = {"email": "email_queue", "loyalty": "loyalty_queue", "analytics": "a
 # and -1 loses messages on 3.10 (docs/facts.md, broker 4 and 5).
 DELIVERY_LIMIT = 100
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
+# Dead-lettering with confirms: of quorum queues only (docs/facts.md, broker 1).
+AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
 
 
 @dataclass(frozen=True)
 class Queue:
-    """bound: whether the exchange routes to it."""
-
     name: str
     arguments: dict
-    bound: bool = False
+    bound: bool = False  # the exchange routes to it
 
 
 def retry_queue(queue: str, delay_s: float) -> str:
@@ -50,18 +50,19 @@ def announcement(settings: Settings) -> str:
 
 def work_arguments(settings: Settings) -> dict:
     """A consumer's own queue: what the broker gives up on goes to the dead letters."""
-    return _typed(settings, dead_lettering(DEAD_LETTER_QUEUE), DELIVERY_LIMIT)
+    return _typed(settings, dead_lettering(DEAD_LETTER_QUEUE),
+                  {**AT_LEAST_ONCE, "x-delivery-limit": DELIVERY_LIMIT})
 
 
 def retry_arguments(settings: Settings, queue: str, delay_s: float) -> dict:
     """Messages wait for the TTL, then return to `queue`. One fixed delay for each retry queue, as
     expiry happens at a queue's head only (docs/facts.md, broker 8)."""
     ttl = {"x-message-ttl": round(delay_s * 1000)}
-    return _typed(settings, ttl | dead_lettering(queue))
+    return _typed(settings, ttl | dead_lettering(queue), AT_LEAST_ONCE)
 
 
 def dead_letter_arguments(settings: Settings) -> dict:
-    return _typed(settings, {}, DEAD_LETTER_DELIVERY_LIMIT)
+    return _typed(settings, {}, {"x-delivery-limit": DEAD_LETTER_DELIVERY_LIMIT})
 
 
 def dead_lettering(queue: str) -> dict:
@@ -69,17 +70,12 @@ def dead_lettering(queue: str) -> dict:
     return {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": queue}
 
 
-def _typed(settings: Settings, arguments: dict, delivery_limit: int | None = None) -> dict:
-    """The same queue as a quorum or a classic one; only a quorum queue dead-letters at least once
-    (docs/facts.md, broker 1)."""
+def _typed(settings: Settings, arguments: dict, of_quorum: dict) -> dict:
+    """The same queue as a quorum or a classic one, which has no arguments of_quorum."""
     if settings.queue_type == "classic":
         return {"x-queue-type": "classic", **arguments}
-    typed = {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced", **arguments}
-    if "x-dead-letter-exchange" in arguments:
-        typed |= {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
-    if delivery_limit:
-        typed["x-delivery-limit"] = delivery_limit
-    return typed
+    return {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced",
+            **arguments, **of_quorum}
 
 
 def topology(settings: Settings, *queues: str) -> list[Queue]:
