@@ -53,8 +53,8 @@ def failed_copy(properties: pika.BasicProperties, error: Exception, delay_s: flo
     """(queue, properties) of the copy of a failed event; delay_s as of next_delay_s()."""
     to = DEAD_LETTER_QUEUE if delay_s is None else retry_queue(source_queue, delay_s)
     headers = properties.headers or {}
-    attempt, first = attempt_of(headers), headers.get("x-first-failed-at")
-    kept = kept_headers(headers)
+    attempt, kept = attempt_of(headers), kept_headers(headers)
+    journey = [*journey_of(headers), {"attempt": attempt, "failed_at": failed_at, "to": to}]
     if replays_of(headers):
         kept["x-replays"] = replays_of(headers)
     return to, copied_properties(properties, kept | {
@@ -63,10 +63,9 @@ def failed_copy(properties: pika.BasicProperties, error: Exception, delay_s: flo
         "x-error-message": cut(str(error)),
         "x-consumer": consumer,
         "x-source-queue": source_queue,
-        "x-first-failed-at": cut(first, 64) if isinstance(first, str) else failed_at,
+        "x-first-failed-at": journey[0]["failed_at"],
         "x-failed-at": failed_at,
-        "x-journey": [*journey_of(headers),
-                      {"attempt": attempt, "failed_at": failed_at, "to": to}],
+        "x-journey": journey,
     })
 
 
