@@ -78,12 +78,9 @@ def sender(smtp_url: str) -> str:
 
 
 def send(smtp_url: str, event: Event) -> None:
-    """Send the welcome; returns when the server has it.
-
-    smtp_url: smtp://[user:password@]host[:port], with STARTTLS if offered, or smtps://.
-    Raises MailNotSent (4yz, trouble with the connection: the server may have it all the same),
-    PermanentError (5yz to the message), ConfigError (account or certificate refused).
-    """
+    """Send the welcome; returns when the server has it. Raises MailNotSent (4yz; trouble with the
+    connection: the server may have it all the same), PermanentError (5yz to the message),
+    ConfigError (account or certificate refused)."""
     parts = urlsplit(smtp_url)
     try:
         with _connected(parts) as server:

@@ -108,8 +108,7 @@ def _code(error: BaseException) -> int | None:
 
     Within a handshake pika gives it as text; without a number, the broker died just then.
     """
-    if isinstance(error, (pika_errors.ProbableAuthenticationError,
-                          pika_errors.ProbableAccessDeniedError)):
-        return next((code for code in (403, 530)
-                     if f"ConnectionClosedByBroker: ({code})" in str(error)), None)
-    return error.reply_code if isinstance(error, pika_errors.ConnectionClosedByBroker) else None
+    if isinstance(error, pika_errors.ConnectionClosedByBroker):
+        return error.reply_code
+    quoted = re.search(r"ConnectionClosedByBroker: \((403|530)\)", str(error))
+    return int(quoted[1]) if quoted else None
