@@ -10,7 +10,6 @@ import sys
 import textwrap
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -19,7 +18,8 @@ from common.config import KitError
 
 # Bold, neither light nor dark (of the 256 colours): readable on white and on black.
 _COLOURS = {"ok": "1;38;5;28", "warn": "1;38;5;130", "error": "1;38;5;196", "bold": "1"}
-_BIDI = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029"  # C0, C1, surrogates, line ends
+                     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # bidi
 _REASONS = {
     "EACCES": "sin permiso", "EPERM": "sin permiso", "ENOSPC": "no queda espacio",
     "EDQUOT": "no queda espacio", "EROFS": "es de solo lectura", "ENOENT": "no existe",
@@ -57,13 +57,9 @@ def set_up(as_json: bool = False) -> None:
 
 
 def clean(text: object) -> str:
-    """The text without what moves the cursor, hides or reorders: C0, C1, surrogates, bidi."""
+    """The text without what moves the cursor, hides or reorders."""
     text = str(text)
-    if text.isprintable():
-        return text
-    hidden = ("Cc", "Cs", "Zl", "Zp")
-    return "".join("\ufffd" if char in _BIDI or unicodedata.category(char) in hidden else char
-                   for char in text)
+    return text if text.isprintable() else _HIDDEN.sub("\ufffd", text)
 
 
 def paint(text: str, colour: str | None, stream=None) -> str:
