@@ -78,8 +78,7 @@ def main(argv=None):
 
 def parsed(argv):
     parser = cli.Parser(__doc__)
-    parser.value("--count", cli.whole(1, 10**6), "N",
-                 "cuántos eventos (por defecto, 1)", 1)
+    parser.value("--count", cli.whole(1, 10**6), "N", "cuántos eventos", 1)
     parser.add_argument("--consumer", choices=(*CONSUMERS, "all"),
                         default="all", help="quién falla (por defecto, all)")
     parser.add_argument("--mode", choices=MODES, default="transient",
@@ -89,7 +88,7 @@ def parsed(argv):
     parser.value("--seconds", cli.seconds(0, 3600), "S",
                  "slow: cuánto tarda (por defecto, 5)")
     parser.value("--timeout", cli.seconds(1, 86_400), "S",
-                 "se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
+                 "se rinde tras S segundos sin respuesta", 60)
     options = parser.parse_args(argv)
     if options.times and options.mode != "flaky":
         parser.error("--times va con --mode flaky")

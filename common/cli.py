@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -68,6 +67,7 @@ class Parser(argparse.ArgumentParser):
             group.add_argument(flag, dest=setting, metavar=shown, help=setting + words)
 
     def value(self, flag: str, kind: Callable, shown: str, words: str, default=None) -> None:
+        words += f" (por defecto, {default})" if default else ""
         self.add_argument(flag, type=kind, metavar=shown, help=words, default=default)
 
     def switch(self, flag: str, words: str) -> None:
@@ -76,12 +76,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         """The flags, with the settings as .settings. A typographic dash or quote, from a word
         processor or a chat, gets a sentence of its own."""
-        for word in filter(None, sys.argv[1:] if args is None else args):
-            first, last = unicodedata.category(word[0]), unicodedata.category(word[-1])
+        for word in sys.argv[1:] if args is None else args:
             flag = "--" + re.sub(r"^\W+", "", word).partition("=")[0]
-            if first == "Pd" and word[:2] != "--" and flag in self.format_help().split():
+            if re.match("-[^-]|[\u2010-\u2015]", word) and flag in self.format_help().split():
                 self.error(f"{word} se escribe {flag}, con dos guiones cortos")
-            if {first, last} & {"Pi", "Pf"}:
+            if {word[:1], word[-1:]} & set("«»“”\u2018\u2019"):
                 self.error(f"{word} lleva comillas tipográficas: escríbelas rectas, como \"Juan\"")
         given = super().parse_args(args, namespace)
         given.settings = config.load(vars(given))
@@ -99,7 +98,7 @@ def wrong_usage(message: str) -> NoReturn:
 
 def consumer_options(description: str, argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description)
-    parser.value("--prefetch", whole(1, 10_000), "N", "eventos sin ack (por defecto, 200)", 200)
+    parser.value("--prefetch", whole(1, 10_000), "N", "eventos sin ack", 200)
     parser.value("--limit", whole(1, 10**9), "N", "termina tras N eventos")
     parser.value("--idle-timeout", seconds(0.1, 86_400), "S", "termina tras S segundos sin eventos")
     parser.switch("--ephemeral", "cola efímera: pierde lo publicado sin ella; sin reintentos")
@@ -132,10 +131,10 @@ def publisher_options(description: str, argv: list[str] | None) -> argparse.Name
     parser.value("--nombre", str, "NOMBRE", "el nombre del usuario nuevo")
     parser.value("--email", str, "EMAIL", "su dirección de correo")
     parser.switch("--resume", "envía, con el nivel 3 y el mismo id, lo anotado sin confirmar")
-    parser.value("--count", whole(1, 10**9), "N", "eventos, uno por usuario (por defecto, 1)", 1)
+    parser.value("--count", whole(1, 10**9), "N", "eventos, uno por usuario", 1)
     parser.value("--rate", seconds(0.01, 10**6), "R", "eventos por segundo, como mucho")
     parser.value("--timeout", seconds(1, 86_400), "S",
-                 "nivel 3: se rinde tras S segundos sin respuesta (por defecto, 60)", 60)
+                 "nivel 3: se rinde tras S segundos sin respuesta", 60)
     given = parser.parse_args(argv)
     missing = [f"--{name}" for name in ("level", "nombre", "email") if vars(given)[name] is None]
     if given.resume:
@@ -168,7 +167,7 @@ def dead_letter_options(description: str, argv: list[str] | None,
     parser.add_argument("--from", dest="file", metavar="ARCHIVO",
                         help="--replay: solo los de este archivo de --export, con sus correcciones")
     parser.value("--max-replays", whole(1, 10**6), "N",
-                 "--replay: omite los que ya se reenviaron N veces (por defecto, 3)", 3)
+                 "--replay: omite los que ya se reenviaron N veces", 3)
     parser.switch("--force", "--replay: también esos")
     parser.switch("--full", "en vivo: cada uno entero, con su historial; también con --id")
     parser.switch("--dry-run", "dice qué haría, sin hacerlo")
