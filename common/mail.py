@@ -24,7 +24,7 @@ from common.database import COMFORT
 from common.events import EMAIL, Event
 from common.patches import smtp_host
 from common.problems import describe
-from common.retry import PermanentError, cut
+from common.retry import PermanentError
 
 SENDER = "bienvenida@ecomarket.example"
 TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!\n"
@@ -40,12 +40,12 @@ class MailNotSent(Exception):
 
 def welcome(event: Event, smtp_url: str = "") -> bytes:
     """A complete RFC 5322 message, the same bytes for the same event."""
-    subject = encoded_words(f"Te damos la bienvenida, {event.nombre}")
+    name = encoded_words(event.nombre)
     made_at = calendar.timegm(tuple(map(int, re.findall("[0-9]+", event.time[:19]))))
     zone = "-0000" if event.time[-1] in "zZ" else event.time[-6:].replace(":", "")
     head = (f"From: Ecomarket <{sender(smtp_url)}>\n"
-            f"To: {encoded_words(event.nombre)}\n <{event.email}>\n"
-            f"Subject: {subject}\nDate: {formatdate(made_at)[:-5]}{zone}\n"
+            f"To: {name}\n <{event.email}>\n"
+            f"Subject: Te damos la bienvenida,\n {name}\nDate: {formatdate(made_at)[:-5]}{zone}\n"
             f"Message-ID: <{event.id}@ecomarket.example>\nMIME-Version: 1.0\n"
             "Content-Type: text/plain; charset=\"utf-8\"\n"
             "Content-Transfer-Encoding: quoted-printable\n\n")
@@ -56,12 +56,8 @@ def welcome(event: Event, smtp_url: str = "") -> bytes:
 def encoded_words(text: str) -> str:
     """RFC 2047, in lines of at most 76: nothing of a name is read as an address. (EmailMessage
     takes a name apart when it folds a line: github.com/python/cpython/issues/121284.)"""
-    words = []
-    while text:
-        word = cut(text, 39)
-        words.append(f"=?utf-8?b?{base64.b64encode(word.encode()).decode()}?=")
-        text = text[len(word):]
-    return "\n ".join(words)
+    words = (text[start:start + 9].encode() for start in range(0, len(text), 9))
+    return "\n ".join(f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in words)
 
 
 def as_text(message: bytes) -> list[str]:
