@@ -94,13 +94,9 @@ def _certificate(error: ssl.SSLCertVerificationError) -> str:
 
 def _root_cause(error: BaseException) -> BaseException:
     """Unwrap what pika wraps: workflow errors hold lists, connector errors hold one."""
-    while True:
-        inner = (getattr(error, "exceptions", None) or getattr(error, "exception", None)
-                 or error.args[:1])
-        inner = inner[-1] if isinstance(inner, (list, tuple)) and inner else inner
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner
+    held = (*getattr(error, "exceptions", ()), getattr(error, "exception", None), *error.args)
+    inner = [each for each in held if isinstance(each, BaseException)]
+    return _root_cause(inner[-1]) if inner else error
 
 
 def _code(error: BaseException) -> int | None:
