@@ -253,11 +253,9 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def stop_on_signals(runner, within_s: float | None = None) -> None:
-    """Ctrl-C and SIGTERM set runner.stop_wanted; what is under way is finished.
-
-    A second one ends the process at once; the broker delivers again what has no ack. within_s is
-    for a runner with nothing to finish: the process ends after that time, whatever it waits for.
-    """
+    """Ctrl-C and SIGTERM set runner.stop_wanted; what is under way is finished. A second one ends
+    the process at once: the broker delivers again what has no ack. within_s: the process of a
+    runner that has nothing to finish ends after that time, whatever it waits for."""
     def on_signal(*_):
         if runner.stop_wanted:
             os._exit(EXIT_INTERRUPTED)

@@ -46,7 +46,6 @@ ADVICE = {  # what to write instead of a value that is not valid
 
 class KitError(Exception):
     """str(error) is one Spanish sentence for the person; exit_code ends the script."""
-
     exit_code = 1
 
 
@@ -56,17 +55,13 @@ class ConfigError(KitError):
 
 @dataclass(frozen=True)
 class Settings:
-    """urls: AMQP URLs of one broker or cluster. retry_delays: seconds, in order. ca_file: the
-    authority of an amqps:// broker; None for those this machine trusts. smtp_url: "" for none.
-    management_url: without a final slash; "" for the one beside each broker."""
-
-    urls: tuple[str, ...]
-    retry_delays: tuple[float, ...]
+    urls: tuple[str, ...]  # AMQP URLs of one broker or cluster
+    retry_delays: tuple[float, ...]  # seconds, in order
     state_dir: Path
     queue_type: str
-    ca_file: Path | None = None
-    smtp_url: str = ""
-    management_url: str = ""
+    ca_file: Path | None = None  # who signed for an amqps:// broker; None: whom this machine trusts
+    smtp_url: str = ""  # "": none
+    management_url: str = ""  # without a final slash; "": the one beside each broker
 
 
 def load(flags: dict[str, str | None] | None = None) -> Settings:

@@ -42,15 +42,13 @@ class MalformedEvent(PermanentError):
 
 
 class Event(NamedTuple):
-    """user_id, nombre and email are empty unless type is UsuarioCreado; body: see encode()."""
-
     id: str
     type: str
     time: str
-    user_id: str = ""
+    user_id: str = ""  # like the next two, empty unless type is UsuarioCreado
     nombre: str = ""
     email: str = ""
-    body: bytes = b""
+    body: bytes = b""  # of an event that the outbox kept
 
 
 def user_created(nombre: str, email: str) -> Event:
@@ -81,7 +79,7 @@ def check_user(nombre: object, email: object, error: type[Exception] = InvalidUs
 
 
 def encode(event: Event) -> bytes:
-    """The body: JSON in UTF-8. An event that the outbox kept has the very bytes it kept."""
+    """The body: JSON in UTF-8; of an event that the outbox kept, the very bytes it kept."""
     return event.body or _to_json({
         "specversion": "1.0", "id": event.id, "source": "/ecomarket/usuarios", "type": event.type,
         "time": event.time, "data": {"user_id": event.user_id, "nombre": event.nombre,

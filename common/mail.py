@@ -31,7 +31,6 @@ TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bie
 TIMEOUT_S = 10  # for each answer of the server
 DEADLINE_S = 30  # for all of them: a server may answer one byte at a time
 HELLO = "[127.0.0.1]"  # to look up this machine's own name may take seconds for each message
-ACCOUNT_CODES = (530, 534, 535, 538)
 
 
 class MailNotSent(Exception):
@@ -155,7 +154,7 @@ def _log_in(server: smtplib.SMTP, smtp_url: str, parts) -> None:
 
 
 def _refusal(smtp_url: str, code: int, text: bytes | str) -> Exception:
-    if code in ACCOUNT_CODES:
+    if code in (530, 534, 535, 538):  # RFC 4954: about the account, not the message
         return _account_refused(smtp_url)
     return (PermanentError if code >= 500 else MailNotSent)(_words(code, text))
 
