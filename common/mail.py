@@ -24,7 +24,7 @@ from common.database import COMFORT
 from common.events import EMAIL, Event
 from common.patches import smtp_host
 from common.problems import describe
-from common.retry import PermanentError
+from common.retry import PermanentError, cut
 
 SENDER = "bienvenida@ecomarket.example"
 TEXT = "Hola, {nombre}:\n\nTu cuenta de Ecomarket está lista. ¡Te damos la bienvenida!\n"
@@ -55,8 +55,12 @@ def welcome(event: Event, smtp_url: str = "") -> bytes:
 def encoded_words(text: str) -> str:
     """RFC 2047, in lines of at most 76: nothing of a name is read as an address. (EmailMessage
     takes a name apart when it folds a line: github.com/python/cpython/issues/121284.)"""
-    words = (text[start:start + 9].encode() for start in range(0, len(text), 9))
-    return "\n ".join(f"=?utf-8?b?{base64.b64encode(word).decode()}?=" for word in words)
+    words = []
+    while text:
+        word = cut(text, 39)
+        words.append(f"=?utf-8?b?{base64.b64encode(word.encode()).decode()}?=")
+        text = text[len(word):]
+    return "\n ".join(words)
 
 
 def as_text(message: bytes) -> list[str]:
