@@ -77,7 +77,7 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
         try:
             return parse(values[name])
         except (ValueError, OSError, RuntimeError):  # SSLError is an OSError; RuntimeError: ~user
-            shown = "" if name.endswith("URL") else f"={masked(values[name])[:60]!r}"
+            shown = "" if name.endswith("URL") else f"={masked(values[name])[:150]!r}"
             raise ConfigError(f"{name}{shown} no vale: {ADVICE[name]}.") from None
 
     return Settings(
@@ -100,16 +100,14 @@ def endpoints(urls: Iterable[str]) -> str:
 
 
 def _dotenv() -> dict[str, str]:
-    file = ROOT / ".env"
-    if not file.exists():
-        return {}
-    from dotenv.parser import parse_stream  # late: kit.py runs before the packages are installed
-
     try:
-        text = file.read_text(encoding="utf-8-sig")  # Windows' Notepad writes a BOM
+        text = (ROOT / ".env").read_text(encoding="utf-8-sig")  # Windows' Notepad writes a BOM
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError):
         raise ConfigError("No se puede leer el archivo .env: guárdalo como texto UTF-8"
                           " y vuelve a probar.") from None
+    from dotenv.parser import parse_stream  # late: kit.py runs before the packages are installed
     lines = list(parse_stream(StringIO(text)))
     for line in lines:
         if line.error or (line.key and line.value is None):
