@@ -5,7 +5,6 @@ A consumer of the kit writes its headers (common/retry.py); a dead letter made b
 """
 
 import base64
-import hashlib
 import itertools
 import time
 from collections import deque
@@ -36,71 +35,51 @@ _NAMES = {queue: name for name, queue in CONSUMERS.items()}
 
 
 class DeadLetter:
-    """A message of the dead letter queue; what it says is read when it is asked for."""
+    """A message of the dead letter queue; its body is read when it is asked for."""
 
     def __init__(self, properties, body: bytes, tag: int = 0):
         self.properties, self.body, self.tag = properties, body, tag
         self.headers = properties.headers or {}
-        deaths = self.headers.get("x-death")  # none if a consumer of the kit wrote this message
-        newest = deaths[0] if isinstance(deaths, list) and deaths else {}
-        self._death: dict = newest if isinstance(newest, dict) else {}
-        self._reason = str(self._death.get("reason", ""))
         self.message_id = str(properties.message_id or "")
         self.attempts, self.replays = attempt_of(self.headers), replays_of(self.headers)
-        source = self.text("x-source-queue") or str(self._death.get("queue", ""))
+        deaths = self.headers.get("x-death")  # none if a consumer of the kit wrote this message
+        newest = deaths[0] if isinstance(deaths, list) and deaths else {}
+        death = newest if isinstance(newest, dict) else {}
+        reason, at = str(death.get("reason", "")), death.get("time")
+        source = self.text("x-source-queue") or str(death.get("queue", ""))
         self.source_queue = source if source in _NAMES else ""  # unknown, or not the kit's
         self.consumer = _NAMES.get(source, "desconocido")
+        self.error_type = reason or self.text("x-error-type") or "desconocido"
+        self.error_message = REASONS.get(reason, "") if reason else self.text("x-error-message")
+        self.failed_at = (f"{at:%Y-%m-%dT%H:%M:%S.000Z}" if isinstance(at, datetime)
+                          else self.text("x-failed-at"))
 
     @cached_property
-    def _event(self) -> Event | None:
+    def event(self) -> Event:
         try:
             return decode(self.body)
         except MalformedEvent:
-            return None
-
-    @property
-    def type(self) -> str:
-        return self._event.type if self._event else "evento inválido"
+            return Event("", "evento inválido", "")
 
     @property
     def user(self) -> str:
         """`nombre <email>`, or ""."""
-        event = self._event
-        return f"{event.nombre} <{event.email}>" if event and event.email else ""
-
-    @property
-    def error_type(self) -> str:
-        return self._reason or self.text("x-error-type") or "desconocido"
-
-    @property
-    def error_message(self) -> str:
-        return REASONS.get(self._reason, "") if self._reason else self.text("x-error-message")
+        return f"{self.event.nombre} <{self.event.email}>" if self.event.email else ""
 
     @cached_property
-    def failed_at(self) -> str:
-        at = self._death.get("time")  # of the broker, in whole seconds
-        return (at.strftime("%Y-%m-%dT%H:%M:%S.000Z") if isinstance(at, datetime)
-                else self.text("x-failed-at"))
-
-    @property
-    def journey(self) -> list[dict]:
-        return journey_of(self.headers)
-
-    @cached_property
-    def digest(self) -> bytes:
+    def digest(self) -> int:
         """The same for one dead letter, however often the broker has delivered it."""
-        told = {name: value for name, value in self.headers.items()
-                if name == "x-death" or not str(name).startswith(("x-delivery-", "x-acquired-"))}
-        text = repr((self.properties.message_id, sorted(told.items(), key=repr), self.body))
-        return hashlib.sha256(text.encode("utf-8", "replace")).digest()[:16]
+        told = [item for item in self.headers.items()
+                if not str(item[0]).startswith(("x-delivery-", "x-acquired-"))]
+        return hash((self.properties.message_id, repr(sorted(told, key=repr)), self.body))
 
     def as_json(self) -> dict:
         """body is text, or base64 under body_base64 when it is not UTF-8."""
-        shown = {"id": self.message_id, "type": self.type, "consumer": self.consumer,
+        shown = {"id": self.message_id, "type": self.event.type, "consumer": self.consumer,
                  "source_queue": self.source_queue, "error_type": self.error_type,
                  "error_message": self.error_message, "attempts": self.attempts,
                  "replays": self.replays, "failed_at": self.failed_at,
-                 "journey": self.journey}
+                 "journey": journey_of(self.headers)}
         try:
             return shown | {"body": self.body.decode()}
         except UnicodeDecodeError:

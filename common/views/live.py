@@ -13,7 +13,7 @@ from common.config import Settings
 from common.connection import backoff_s, connect
 from common.exchange import DEAD_LETTER_QUEUE
 from common.problems import BrokerUnavailable
-from common.retry import EDITED
+from common.retry import EDITED, journey_of
 from common.views.dead_letters import DeadLetter, DeadLetters
 from common.views.status import depth
 
@@ -125,7 +125,7 @@ def show(found: DeadLetter, number: int, full: bool) -> None:
 def one_line(found: DeadLetter) -> str:
     """It in one line, cut at the width of the terminal."""
     at = f"{_local(found.failed_at):%H:%M:%S}" if found.failed_at else "--:--:--"
-    user = (found.user or found.type).partition(" <")[0]
+    user = (found.user or found.event.type).partition(" <")[0]
     replays = f"reenvíos {found.replays} · " if found.replays else ""
     text = console.clean(
         f"{at} {console.short(found.message_id):8} {user:15.15} {found.consumer:10}"
@@ -137,7 +137,7 @@ def one_line(found: DeadLetter) -> str:
 def lines(found: DeadLetter, number: int) -> list[str]:
     """It for people, with its history as a timeline."""
     error = console.paint(console.clean(f"{found.error_type}: {found.error_message}"), "error")
-    title = console.clean(f"mensaje fallido {number} · {found.consumer} · {found.type}")
+    title = console.clean(f"mensaje fallido {number} · {found.consumer} · {found.event.type}")
     replays = f", reenvíos {found.replays}" if found.replays else ""
     edited_at = found.text(EDITED)
     replays += f", corregido {_local(edited_at):%d/%m %H:%M:%S}" if edited_at else ""
@@ -145,7 +145,7 @@ def lines(found: DeadLetter, number: int) -> list[str]:
             *([f"  usuario   {console.clean(found.user)}"] if found.user else []),
             f"  error     {error}", f"  intentos  {found.attempts}{replays}",
             *(f"  {'' if index else 'historial':9} {line}"
-              for index, line in enumerate(_timeline(found.journey)))]
+              for index, line in enumerate(_timeline(journey_of(found.headers))))]
 
 
 def _timeline(journey: list[dict]) -> list[str]:
