@@ -22,8 +22,7 @@ from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, dead_letter_arguments
 from common.patches import one_write
 from common.retry import attempt_of, journey_of, replays_of
 
-WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch
-ACKS = 100  # in one write
+WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch has 16 bits
 POLL_S = 0.05
 PATIENCE_S = 2  # for what another consumer holds: it may return
 ALONE_PATIENCE_S = 0.3  # when there is no other
@@ -103,52 +102,58 @@ class DeadLetters:
         self._connection, self._settings, self._wait, self.later = connection, settings, wait, 0
         self.on_idle: Callable = lambda: None
         self._inbox: deque[DeadLetter] = deque()
+        self._received = self._held = 0  # held: those of them that have no ack
         self._acked: list[int] = []  # tags; not written yet
-        self._room = self._received = 0  # room: how many more come before one has an ack
 
     def __enter__(self):
-        self._turn = self._take_turn()
-        self._channel = self._connection.channel()
-        self._channel.queue_declare(DEAD_LETTER_QUEUE, durable=True,
-                                    arguments=dead_letter_arguments(self._settings))
-        return self
+        """Take the turn, an exclusive queue: two terminals would hide messages from each other. The
+        broker deletes it with the connection; a refusal of it closes the channel."""
+        for tries in itertools.count(1):
+            self._channel = self._connection.channel()
+            try:
+                self._channel.queue_declare(TURN, exclusive=True)
+                return self
+            except ChannelClosedByBroker as refusal:
+                if refusal.reply_code != 405:  # RESOURCE_LOCKED
+                    raise
+            if not self._wait:
+                return self
+            if tries == 10:
+                console.print_line("Otra terminal está con los mensajes fallidos: se espera a que"
+                                   " termine.", "warn")
+            self._connection.sleep(0.2)
 
     def __exit__(self, kind, *_) -> None:
         with suppress(Exception) if kind else nullcontext():  # Ctrl-C: docs/facts.md, pika 9
             if self._channel.is_open:
                 self._write_acks()
-                for tag in self._channel.consumer_tags:
-                    self._channel.basic_cancel(tag)
+                self._channel.stop_consuming()
                 self._channel.basic_nack(0, multiple=True, requeue=True)
+                self._channel.queue_delete(TURN)
                 self._channel.close()
-            if self._turn and self._turn.is_open:
-                self._turn.queue_delete(TURN)
 
     def basic_ack(self, found: DeadLetter) -> None:
-        """Remove it; the acks of a hundred are written together."""
+        """Remove it; many acks are written together."""
         self._acked.append(found.tag)
-        self._room += 1
-        if len(self._acked) == ACKS:
-            self._write_acks()
+        self._held -= 1
 
     def sleep(self, seconds: float) -> None:
         self._write_acks()
         self._connection.sleep(seconds)
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        if not self._turn:
+        if not self._channel.is_open:  # no turn
             return
         started_at, later = now(), 0
         start, moment = self._look(), time.monotonic()
         self._channel.basic_qos(prefetch_count=WINDOW)
         while True:
-            if self._room <= 0:  # one more consumer, as the prefetch of one has 16 bits
-                self._room += WINDOW
-                self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
+            if self._held >= WINDOW * len(self._channel.consumer_tags):
+                self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)  # one more
+            self._write_acks()
             self._connection.process_data_events(POLL_S)
             if not self._inbox:
                 self.on_idle()
-                self._write_acks()
             while self._inbox:
                 found = self._inbox.popleft()
                 if started_at < found.failed_at <= now():
@@ -170,27 +175,11 @@ class DeadLetters:
                 self._channel.basic_ack(self._acked.pop())
 
     def _look(self):
-        return self._channel.queue_declare(DEAD_LETTER_QUEUE, passive=True).method
+        """How many messages are ready, how many consumers there are."""
+        return self._channel.queue_declare(DEAD_LETTER_QUEUE, durable=True, arguments=(
+            dead_letter_arguments(self._settings))).method
 
     def _on_message(self, _channel, method, properties, body) -> None:
-        self._room -= 1
         self._received += 1
+        self._held += 1
         self._inbox.append(DeadLetter(properties, body, method.delivery_tag))
-
-    def _take_turn(self):
-        """One terminal looks at a time: two would hide messages from each other. The channel that
-        has the exclusive queue; the broker deletes it with the connection."""
-        for tries in itertools.count(1):
-            channel = self._connection.channel()
-            try:
-                channel.queue_declare(TURN, exclusive=True)
-                return channel
-            except ChannelClosedByBroker as refusal:
-                if refusal.reply_code != 405:  # RESOURCE_LOCKED
-                    raise
-            if not self._wait:
-                return None
-            if tries == 10:
-                console.print_line("Otra terminal está con los mensajes fallidos: se espera a que"
-                                   " termine.", "warn")
-            self.sleep(0.2)
