@@ -167,7 +167,7 @@ def dead_letter_options(description: str, argv: list[str] | None,
     parser.add_argument("--from", dest="file", metavar="ARCHIVO",
                         help="--replay: solo los de este archivo de --export, con sus correcciones")
     parser.value("--max-replays", whole(1, 10**6), "N",
-                 "--replay: omite los que ya se reenviaron N veces", 3)
+                 "--replay: omite los que ya se reenviaron N veces (por defecto, 3)")
     parser.switch("--force", "--replay: también esos")
     parser.switch("--full", "en vivo: cada uno entero, con su historial; también con --id")
     parser.switch("--dry-run", "dice qué haría, sin hacerlo")
@@ -178,7 +178,8 @@ def dead_letter_options(description: str, argv: list[str] | None,
     if "" in (given.id, given.error, given.file):
         parser.error("--id, --error y --from no pueden estar vacíos: elegirían todos los mensajes")
     for flags, fit, words in (
-            ("rate file force", given.replay, "--rate, --from y --force van con --replay"),
+            ("rate file max_replays force", given.replay,
+             "--rate, --from, --max-replays y --force van con --replay"),
             ("consumer id error since limit", not given.file, "--from elige los de su archivo:"
              " no va con --consumer, --id, --error, --since ni --limit"),
             ("yes", given.discard, "--yes va con --discard"),
@@ -186,6 +187,7 @@ def dead_letter_options(description: str, argv: list[str] | None,
             ("idle_timeout full", given.live, "--idle-timeout y --full son de la vista en vivo")):
         if not fit and any(vars(given)[flag] for flag in flags.split()):
             parser.error(words)
+    given.max_replays = given.max_replays or 3
     return given
 
 

@@ -86,7 +86,7 @@ def assert_refused(result, code: int, *words: str) -> str:
     (DEAD, "--discard --yes --id=", "no pueden estar vacíos"),
     (DEAD, "--replay --error=", "no pueden estar vacíos"),
     (DEAD, "--replay --from=", "no pueden estar vacíos"),
-    (DEAD, "--rate 5", "--rate, --from y --force van con --replay"),
+    (DEAD, "--rate 5", "--rate, --from, --max-replays y --force van con --replay"),
     (DEAD, "--summary --yes", "--yes va con --discard"),
     (DEAD, "--export x --dry-run", "--dry-run va con --replay o --discard"),
     (DEAD, "--replay --idle-timeout 1", "en vivo"), (SETUP, "--show xml", "elige entre"),
