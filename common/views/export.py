@@ -13,8 +13,6 @@ from common.config import ConfigError, KitError
 from common.events import MalformedEvent, decode
 from common.views.dead_letters import DeadLetter
 
-_to_json = json.JSONEncoder(default=str, ensure_ascii=False).encode
-
 
 class EditError(KitError):
     """What was edited is no event."""
@@ -39,7 +37,7 @@ def write(target: Path, letters: Iterable[DeadLetter]) -> int:
     try:
         with draft.open("w", encoding="utf-8") as file:
             for found in letters:
-                file.write(_to_json(found.as_json()) + "\n")
+                file.write(json.dumps(found.as_json(), ensure_ascii=False) + "\n")
                 number += 1
         if os.path.lexists(target):  # since the script looked
             raise KitError(f"{target} ya existe: elige otro nombre.")
@@ -60,25 +58,23 @@ def read(file: Path) -> dict[Key, bytes]:
     except (OSError, UnicodeDecodeError) as error:
         why = console.reason(error) if isinstance(error, OSError) else "no es texto UTF-8"
         raise EditError(f"No se puede leer {file} ({why}): da el archivo de --export.") from None
-    bodies = {}
+    bodies: dict[Key, bytes] = {}
     for number, line in enumerate(text.split("\n"), start=1):  # a text may have U+2028
         if line.strip():
             try:
-                key, body = _parsed(line)
-                bodies[key] = body
-            except (MalformedEvent, ValueError, KeyError, TypeError, AttributeError,
-                    RecursionError) as error:
+                bodies |= _parsed(line)
+            except Exception as error:  # whatever an edit made of it
                 why = str(error) if isinstance(error, MalformedEvent) else "no es de --export"
                 raise EditError(f"La línea {number} de {file} no vale: {why.rstrip('.')}. No se ha"
                                 " reenviado nada: corrígela o quítala.") from None
     return bodies
 
 
-def _parsed(line: str) -> tuple[Key, bytes]:
+def _parsed(line: str) -> dict[Key, bytes]:
     fields = json.loads(line)
     key = Key(fields["id"], fields["consumer"], fields["failed_at"])
     body = (base64.b64decode(fields["body_base64"], validate=True) if "body_base64" in fields
             else fields["body"].encode())
     if decode(body).id != key.message_id.lower():
         raise MalformedEvent("el id del cuerpo no es el del mensaje, y no se cambia")
-    return key, body
+    return {key: body}
