@@ -29,7 +29,7 @@ from common.retry import EDITED, copied_properties, replay_headers
 from common.simulation import ALWAYS
 from common.views import export as exported
 from common.views.dead_letters import DeadLetters
-from common.views.live import HEADING, Watcher, show
+from common.views.live import HEADING, Watcher
 from common.views.outcomes import Outcomes, came_later
 
 GIVE_UP_S = 10
@@ -144,12 +144,10 @@ def wanted(found, options):
 
 def watch(options):
     """Show each once, as they come; wait for a broker that is away."""
-    full = options.full or bool(options.id)
-    watcher = Watcher(options.settings, lambda found, n: show(found, n, full),
-                      lambda found: wanted(found, options), options.limit,
-                      options.idle_timeout)
+    options.full = options.full or bool(options.id)
+    watcher = Watcher(options, lambda found: wanted(found, options))
     console.print_line(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar."
-                       + HEADING * (not full))
+                       + HEADING * (not options.full))
     watcher.until_stopped()
     console.print_line(f"mensajes fallidos vistos: {watcher.shown}."
                        " Mirar no ha quitado ninguno.")

@@ -499,17 +499,17 @@ def test_a_replay_during_a_live_view_sends_every_dead_letter_once(kit):
 def test_a_live_view_shows_a_message_that_fails_again(kit, monkeypatch):
     """The depth is the same before and after: only the next look of all finds it."""
     monkeypatch.setattr(live, "LOOK_AGAIN_S", 0.5)
-    monkeypatch.setattr(cli, "stop_on_signals", lambda *_, **__: None)  # those of pytest stay
     kit.call_ok("simulate_fail_publisher.py", "--mode", "permanent", "--consumer", "loyalty")
     kit.start_consumer("loyalty")
     shown = []
 
-    def show(found, _number):
+    def show(found, *_):
         shown.append(found)
         if len(shown) == 1:
             kit.start(SCRIPT, "--replay")
 
-    live.Watcher(kit.settings, show, lambda _: True, limit=2, idle_timeout_s=WAIT_S).until_stopped()
+    monkeypatch.setattr(live, "show", show)
+    kit.call_ok(SCRIPT, "--limit", "2", "--idle-timeout", str(WAIT_S))
     assert [found.replays for found in shown] == [0, 1]
     assert shown[0].message_id == shown[1].message_id
 
@@ -697,6 +697,7 @@ def test_what_was_replayed_often_is_left_alone_unless_forced(kit):
 
 
 @pytest.mark.parametrize("arguments", [["--summary", "--force"], ["--discard", "--from", "x"],
+                                       ["--summary", "--max-replays", "1"],
                                        ["--replay", "--from", "x", "--id", "12345678"],
                                        ["--replay", "--since", "ayer"]])
 def test_flags_that_do_not_go_together_are_refused(kit, arguments):

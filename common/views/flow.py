@@ -11,9 +11,10 @@ from common import console
 from common.config import Settings
 from common.events import now
 from common.exchange import DEAD_LETTER_QUEUE, EXCHANGE
+from common.views import status
 from common.views.live import View
 from common.views.management import Management
-from common.views.status import Found, look
+from common.views.status import Found
 
 REDRAW_S = 1
 BAR_WIDTH = 24  # one block per message, until a queue has more messages
@@ -30,13 +31,10 @@ class Flow(View):
         self._redraws = (not console.json_mode and sys.stdout.isatty()
                          and os.environ.get("TERM") != "dumb")
 
-    def _watch(self, connection) -> None:
-        if self._redraws:
-            console.print_line("\x1b[2J\x1b[H")
-        while not self.done():
-            dead, *others = look(connection, self.settings, self._management)
-            self._show([*others, dead])  # the dead letters last
-            self._pause(connection, REDRAW_S)
+    def look(self, connection) -> float:
+        dead, *others = status.look(connection, self.settings, self._management)
+        self._show([*others, dead])  # the dead letters last
+        return REDRAW_S
 
     def _show(self, states: list[Found]) -> None:
         returns = {state.queue.name: self._next_return_s(state)
@@ -58,7 +56,7 @@ class Flow(View):
         else:
             depths = [f"{state.queue.name} {state.ready}"
                       + (f" ({state.unacked} sin ack)" if state.unacked else "")
-                      for state in states if state.ready or state.unacked]
+                      for state in states if state.messages]
             missing = all(state.ready is None for state in states)
             line = " · ".join(depths) or ("no hay colas" if missing else "todo vacío")
             if line != self._last_line:
@@ -72,7 +70,7 @@ class Flow(View):
 
 
 class Waiting:
-    """The messages of a retry queue, in groups by the look that first saw them, oldest first.
+    """The messages of a retry queue, each with the time of the look that first saw it.
 
     AMQP tells how many messages are ready, but not since when. Each message leaves delay_s after
     its arrival, in that order; those of the first look arrived at an unknown time before it.
@@ -81,31 +79,25 @@ class Waiting:
     def __init__(self, delay_s: float):
         self._delay_s = delay_s
         self._first_look: float | None = None
-        self._groups: deque[tuple[float, int]] = deque()  # (seen at, messages)
+        self._seen_at: deque[float] = deque()
 
     def next_return_s(self, ready: int, at: float) -> float | None:
         """Return the seconds until a message returns; None if none waits or it is unknown."""
         if self._first_look is None:
             self._first_look = at
-        while self._groups and self._groups[0][0] + self._delay_s <= at:
-            self._groups.popleft()
-        gone = sum(count for _, count in self._groups) - ready
-        if gone < 0:
-            self._groups.append((at, -gone))
-        while gone > 0:  # a message may leave early, as it arrived before the look that saw it
-            seen_at, count = self._groups.popleft()
-            if count > gone:
-                self._groups.appendleft((seen_at, count - gone))
-            gone -= count
-        if not self._groups or self._groups[0][0] == self._first_look:
+        seen_at = self._seen_at
+        while seen_at and (at - seen_at[0] >= self._delay_s or len(seen_at) > ready):
+            seen_at.popleft()  # also early, as it arrived before the look that saw it
+        seen_at.extend([at] * (ready - len(seen_at)))
+        if not ready or seen_at[0] == self._first_look:
             return None
-        return self._groups[0][0] + self._delay_s - at
+        return self._delay_s - (at - seen_at[0])
 
 
 def picture(states: list[Found], returns: dict[str, float | None], columns: int,
             problem: str) -> list[str]:
     """Return the lines, none wider than the terminal. problem: why unacked is not known, or ""."""
-    most = max(BAR_WIDTH, *((state.ready or 0) + (state.unacked or 0) for state in states))
+    most = max(BAR_WIDTH, *(state.messages for state in states))
     width = max(len(_name(state)) for state in states)
     lines: list[tuple[str, str | None]] = [
         (f"{EXCHANGE} (fanout) · {console.clock()} · Ctrl-C para terminar", None),
@@ -113,7 +105,7 @@ def picture(states: list[Found], returns: dict[str, float | None], columns: int,
     for state in states:
         ready = "no está" if state.ready is None else str(state.ready)
         unacked = "" if state.unacked is None else str(state.unacked)
-        bar = console.bar((state.ready or 0) + (state.unacked or 0), most, BAR_WIDTH)
+        bar = console.bar(state.messages, most, BAR_WIDTH)
         held = min(len(bar), len(console.bar(state.unacked or 0, most, BAR_WIDTH)))
         bar = bar[held:] + "░" * held
         note, colour = _note(state, returns.get(state.queue.name))

@@ -2,6 +2,7 @@
 and wait for a broker that is away."""
 
 import itertools
+import math
 import random
 import time
 from collections import Counter
@@ -26,11 +27,18 @@ HEADING = (" Con su historial: --full.\n"
 
 
 class View:
-    """Looks until done(); _watch(connection) runs again on each new connection."""
+    """Calls look(connection) again and again until done(), on a new connection after each loss."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.stop_wanted = False
+
+    def look(self, connection) -> float:
+        """How many seconds later to look again."""
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        return self.stop_wanted
 
     def until_stopped(self) -> None:
         """Raises BrokerUnavailable if done() ends it before a broker was there, ConfigError."""
@@ -42,8 +50,11 @@ class View:
                     if failures:
                         console.print_line(f"{console.clock()} Conectado de nuevo con el broker.",
                                            "ok")
-                    failures, connected = 0, True
-                    self._watch(connection)
+                    failures, connected, look_at = 0, True, 0.0
+                    while not self.done():
+                        if time.monotonic() > look_at:
+                            look_at = time.monotonic() + self.look(connection)
+                        connection.sleep(POLL_S / 10)  # short, so that Ctrl-C is noticed
             except BrokerUnavailable as error:
                 if failures == 0:
                     console.print_line(f"{console.clock()} {error} Se sigue intentando.", "warn")
@@ -53,54 +64,37 @@ class View:
         if first_problem and not connected and not self.stop_wanted:
             raise first_problem
 
-    def done(self) -> bool:
-        return self.stop_wanted
-
-    def _watch(self, connection) -> None:
-        raise NotImplementedError
-
-    def _pause(self, connection, seconds: float) -> None:
-        ends_at = time.monotonic() + seconds
-        while not self.done() and time.monotonic() < ends_at:
-            connection.sleep(POLL_S / 10)  # short, so that Ctrl-C is noticed
-
 
 class Watcher(View):
-    """Calls show(dead letter, number) once for each one that is wanted(dead letter).
+    """Shows each dead letter that is wanted(dead letter) once.
 
     One may be in the queue more than once, and is shown as often: they are counted by digest.
     """
 
-    def __init__(self, settings: Settings, show: Callable[[DeadLetter, int], None],
-                 wanted: Callable[[DeadLetter], bool], limit: int | None,
-                 idle_timeout_s: float | None):
-        super().__init__(settings)
-        self._show, self._wanted = show, wanted
-        self._limit, self._idle_timeout_s = limit, idle_timeout_s
-        self.shown, self._digests = 0, Counter[bytes]()
-        self._new_at = time.monotonic()
+    def __init__(self, options, wanted: Callable[[DeadLetter], bool]):
+        super().__init__(options.settings)
+        self._options, self._wanted = options, wanted
+        self.shown, self._digests = 0, Counter[int]()
+        self._depth, self._look_at, self._new_at = -1, 0.0, time.monotonic()
 
     def done(self) -> bool:
         idle_s = time.monotonic() - self._new_at
-        return (super().done() or self.shown == self._limit
-                or (self._idle_timeout_s is not None and idle_s > self._idle_timeout_s))
+        return (self.stop_wanted or self.shown == self._options.limit
+                or idle_s > (self._options.idle_timeout or math.inf))
 
-    def _watch(self, connection) -> None:
-        last_depth, look_at = None, 0.0
-        while not self.done():
-            ready, _ = depth(connection, DEAD_LETTER_QUEUE) or (0, 0)
-            pause_s = float(POLL_S)
-            if ready != last_depth or (ready and time.monotonic() > look_at):
-                started_at = time.monotonic()
-                ready = self._look(connection)
-                took_s = time.monotonic() - started_at
-                look_at = time.monotonic() + max(LOOK_AGAIN_S, 20 * took_s)
-                pause_s = max(POLL_S, min(30, 4 * took_s))  # other views have their turn
-            last_depth = ready
-            self._pause(connection, pause_s * random.uniform(0.5, 1))  # two views out of step
+    def look(self, connection) -> float:
+        ready, _ = depth(connection, DEAD_LETTER_QUEUE) or (0, 0)
+        started_at = time.monotonic()
+        if ready == self._depth and (not ready or started_at < self._look_at):
+            return POLL_S
+        self._depth = self._show_new(connection)
+        took_s = time.monotonic() - started_at
+        self._look_at = time.monotonic() + max(LOOK_AGAIN_S, 20 * took_s)
+        pause_s = max(POLL_S, min(30, 4 * took_s))  # other views have their turn
+        return pause_s * random.uniform(0.5, 1)  # two views out of step
 
-    def _look(self, connection) -> int:
-        """Show what is new; how many there are."""
+    def _show_new(self, connection) -> int:
+        """How many dead letters there are."""
         seen: Counter = Counter()
         with DeadLetters(connection, self.settings, wait=False) as dead_letters:
             for found in dead_letters:
@@ -111,7 +105,7 @@ class Watcher(View):
                     self._digests[found.digest] += 1
                     self.shown += 1
                     self._new_at = time.monotonic()
-                    self._show(found, self.shown)
+                    show(found, self.shown, self._options.full)
         return seen.total()
 
 

@@ -28,6 +28,10 @@ class Found:
     def is_retry(self) -> bool:
         return "x-message-ttl" in self.queue.arguments
 
+    @property
+    def messages(self) -> int:
+        return (self.ready or 0) + (self.unacked or 0)
+
 
 def look(connection, settings: Settings, management: Management) -> list[Found]:
     """Each queue of the topology as it is now, and the retry queues that there are of other
