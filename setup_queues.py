@@ -11,7 +11,7 @@ Verás cada cola con sus mensajes listos y sus consumidores.
 """
 
 from common import cli, console, exchange
-from common.cli import EXIT_CHECK_FAILED, EXIT_OK
+from common.cli import EXIT_CHECK_FAILED
 from common.connection import connect
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE
 from common.views import status, topology
@@ -41,10 +41,8 @@ def main(argv=None):
     if options.show == "mermaid":
         drawn = topology.mermaid(settings)
         if options.json:
-            console.print_json({"mermaid": drawn})
-        else:
-            console.print_line(drawn)
-        return EXIT_OK
+            return console.print_json({"mermaid": drawn})
+        return console.print_line(drawn)
     if options.watch:
         return Flow(settings).until_stopped()
     management = Management(settings)
@@ -53,22 +51,18 @@ def main(argv=None):
     with connect(settings) as connection:
         if options.check:
             return check(connection, settings, management)
-        states = status.look(connection, settings, management)
-        if options.dry_run and not options.json:
-            for state in states:
-                missing = "crearía" if state.ready is None else "ya está"
-                console.print_line(f"{missing}  {state.queue.name}")
-            return EXIT_OK
         if not (options.show or options.dry_run):
             declare(connection.channel(), settings)
-            states = status.look(connection, settings, management)
-        if options.json or options.show == "json":
-            console.print_json(topology.as_json(states))
-        else:
-            for line in topology.tree(states):
-                console.print_line(line)
-            if management.problem:
-                console.print_line(management.problem)
+        states = status.look(connection, settings, management)
+    if options.json or options.show == "json":
+        return console.print_json(topology.as_json(states))
+    if options.dry_run:
+        lines = [("crearía  " if state.ready is None else "ya está  ")
+                 + state.queue.name for state in states]
+    else:
+        lines = [*topology.tree(states), management.problem]
+    for line in filter(None, lines):
+        console.print_line(line)
 
 
 def check(connection, settings, management):
@@ -93,19 +87,17 @@ def reset(settings, management, options):
         with connect(settings) as connection:
             there = [state for state in status.look(
                 connection, settings, management) if state.ready is not None]
-            busy = [state for state in there if not options.force
-                    and (state.ready or state.unacked or state.consumers)]
-            for state in busy:
-                console.print_line(
-                    f"{state.queue.name} · listos: {state.ready},"
-                    f" consumidores: {state.consumers}", "warn")
-            if busy:
+            busy = [state for state in there
+                    if state.messages or state.consumers]
+            if busy and not options.force:
+                for state in busy:
+                    name, *counts = filter(None, topology.row(state))
+                    console.print_line(f"{name} · {', '.join(counts)}", "warn")
                 console.print_error(
                     "No se borra nada: esas colas tienen mensajes o"
                     " consumidores. Para borrarlas con todo, --force.")
                 return False
-            messages = sum((state.ready or 0) + (state.unacked or 0)
-                           for state in there)
+            messages = sum(state.messages for state in there)
             if asked:
                 channel = connection.channel()
                 for state in there:

@@ -142,6 +142,8 @@ def test_an_event_without_an_ack_is_shown_where_the_management_api_answers(kit, 
     lines = watched.run_ok(SETUP, "--show", "text").stdout.splitlines()
     [line] = [" ".join(line.split()) for line in lines if "loyalty_queue " in line]
     assert line == "├─ loyalty_queue listos: 0 sin ack: 3 consumidores: 1"
+    refused = watched.run(SETUP, "--reset", "--yes")
+    assert "loyalty_queue · listos: 0, sin ack: 3, consumidores: 1\n" in refused.stdout
     consumer.kill()
     live.wait_for("loyalty_queue 3")
     refused = watched.run(SETUP, "--reset", "--yes")

@@ -14,13 +14,13 @@ def tree(states: list[Found]) -> list[str]:
     for name in names:
         branch, below = ("└─ ", "   ") if name == names[-1] else ("├─ ", "│  ")
         *others, last = (state for state in states if state.queue.name.startswith(f"{name}."))
-        rows += [_row(branch, found[name]), *(_row(f"{below}├─ ", state) for state in others),
-                 _row(f"{below}└─ ", last)]
-    rows.append(_row("", found[DEAD_LETTER_QUEUE]))
-    return console.table(rows)
+        rows += [row(found[name], branch), *(row(state, f"{below}├─ ") for state in others),
+                 row(last, f"{below}└─ ")]
+    return console.table([*rows, row(found[DEAD_LETTER_QUEUE])])
 
 
-def _row(branch: str, state) -> tuple[str, str, str, str]:
+def row(state: Found, branch: str = "") -> tuple[str, str, str, str]:
+    """Its name and what is in it; "" for what is not known."""
     name = f"{branch}{state.queue.name}"
     if state.ready is None:
         return name, "no está", "", ""
