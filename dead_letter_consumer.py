@@ -52,7 +52,6 @@ def replay(dead_letters, options):
     with confirmed_channel(options.settings, GIVE_UP_S,
                            declare=lambda *_: None) as channel:
         channel.confirm_delivery()
-        dead_letters.on_idle = lambda: settle(0)
         try:
             for found in chosen(dead_letters, options, edited):
                 key = found.message_id, found.source_queue, found.replays
