@@ -36,10 +36,10 @@ class Found:
 def look(connection, settings: Settings, management: Management) -> list[Found]:
     """Each queue of the topology as it is now, and the retry queues that there are of other
     RETRY_DELAYS: the management API lists them, and consumers announce them. Change nothing."""
-    unacked, own = management.queues(), settings.retry_delays
+    unacked = management.queues()
     others = {exchange.retry_delay_s(name) for name in unacked} | _announced(settings)
     wider = replace(settings, retry_delays=(
-        *own, *sorted(delay for delay in others if delay and delay not in own)))
+        *settings.retry_delays, *sorted(filter(None, others))))
     names = {queue.name for queue in exchange.topology(settings)}
     found = []
     for queue in exchange.topology(wider):
