@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from common import cli, console
-from common.cli import EXIT_CHECK_FAILED
+from common.config import KitError
 from common.confirms import ACK, TIMEOUT, WINDOW
 from common.connection import connect
 from common.events import now
@@ -112,14 +112,13 @@ def discard(dead_letters, options, asked=None):
 
 
 def question(options):
-    """What would be deleted, by digest, or None; asked without a connection."""
+    """What would be deleted, by digest; asked without a connection."""
     with (connect(options.settings) as connection,
           DeadLetters(connection, options.settings) as dead_letters):
         asked = Counter(one.digest for one in chosen(dead_letters, options))
     if asked and not cli.confirm("Mensajes fallidos que se borrarían para"
                                  f" siempre: {asked.total()}. ¿Borrarlos?"):
-        console.print_error("No se borra nada. Para no preguntar: --yes.")
-        return None
+        raise KitError("No se borra nada. Para no preguntar: --yes.")
     return asked
 
 
@@ -136,8 +135,8 @@ def wanted(found, options):
         len(options.id) >= console.SHORT_ID
         and found.message_id.endswith(options.id))
     return (by_id and options.consumer in (None, found.consumer)
-            and (not options.error or options.error.lower() in
-                 f"{found.error_type}: {found.error_message}".lower())
+            and (options.error or "").lower() in
+            f"{found.error_type}: {found.error_message}".lower()
             and found.failed_at >= (options.since or ""))
 
 
@@ -157,10 +156,9 @@ def summary(dead_letters, options):
                      for found in chosen(dead_letters, options))
     most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     if console.json_mode:
-        for (error, consumer), number in most_first:
-            console.print_json(
-                {"error": error, "consumer": consumer, "count": number})
-        return
+        return console.print_json(*(
+            {"error": error, "consumer": consumer, "count": number}
+            for (error, consumer), number in most_first))
     rows = [("error", "consumidor", "mensajes"),
             *((*key, number) for key, number in most_first)]
     total = f"total: {counts.total()}" + came_later(dead_letters.later)
@@ -180,14 +178,11 @@ def main(argv=None):
     if options.live:
         return watch(options)
     if options.export is not None and os.path.lexists(Path(options.export)):
-        console.print_error(f"{options.export} ya existe: elige otro nombre.")
-        return EXIT_CHECK_FAILED
+        raise KitError(f"{options.export} ya existe: elige otro nombre.")
     act = (summary if options.summary else replay if options.replay
            else discard if options.discard else export)
     if options.discard and not (options.dry_run or options.yes):
-        if (asked := question(options)) is None:
-            return EXIT_CHECK_FAILED
-        act = partial(discard, asked=asked)
+        act = partial(discard, asked=question(options))
     with (connect(options.settings) as connection,
           DeadLetters(connection, options.settings) as dead_letters):
         return act(dead_letters, options)

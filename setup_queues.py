@@ -12,6 +12,7 @@ Verás cada cola con sus mensajes listos y sus consumidores.
 
 from common import cli, console, exchange
 from common.cli import EXIT_CHECK_FAILED
+from common.config import KitError
 from common.connection import connect
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE
 from common.views import status, topology
@@ -46,8 +47,8 @@ def main(argv=None):
     if options.watch:
         return Flow(settings).until_stopped()
     management = Management(settings)
-    if options.reset and not reset(settings, management, options):
-        return EXIT_CHECK_FAILED
+    if options.reset:
+        reset(settings, management, options)
     with connect(settings) as connection:
         if options.check:
             return check(connection, settings, management)
@@ -81,7 +82,7 @@ def check(connection, settings, management):
 
 
 def reset(settings, management, options):
-    """Delete everything; False if somebody or something said no. A connection
+    """Delete everything, unless somebody or something says no. A connection
     would not outlive a long silence: ask without one, then look again."""
     for asked in (True,) if options.yes else (False, True):
         with connect(settings) as connection:
@@ -93,10 +94,9 @@ def reset(settings, management, options):
                 for state in busy:
                     name, *counts = filter(None, topology.row(state))
                     console.print_line(f"{name} · {', '.join(counts)}", "warn")
-                console.print_error(
+                raise KitError(
                     "No se borra nada: esas colas tienen mensajes o"
                     " consumidores. Para borrarlas con todo, --force.")
-                return False
             messages = sum(state.messages for state in there)
             if asked:
                 channel = connection.channel()
@@ -105,10 +105,8 @@ def reset(settings, management, options):
                 channel.exchange_delete(exchange=EXCHANGE)
         if not asked and not cli.confirm(
                 f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
-            console.print_error("No se borra nada. Para no preguntar: --yes.")
-            return False
+            raise KitError("No se borra nada. Para no preguntar: --yes.")
     console.print_notice(f"Colas borradas: {len(there)}, mensajes: {messages}.")
-    return True
 
 
 def parsed(argv):
