@@ -29,7 +29,7 @@ from common.retry import EDITED, copied_properties, replay_headers
 from common.simulation import ALWAYS
 from common.views import export as exported
 from common.views.dead_letters import DeadLetters
-from common.views.live import HEADING, Watcher
+from common.views.live import HEADING, Watcher, keep_looking
 from common.views.outcomes import Outcomes, came_later
 
 GIVE_UP_S = 10
@@ -146,7 +146,7 @@ def watch(options):
     watcher = Watcher(options, lambda found: wanted(found, options))
     console.print_line(f"Mirando {DEAD_LETTER_QUEUE}. Ctrl-C para terminar."
                        + HEADING * (not options.full))
-    watcher.until_stopped()
+    keep_looking(watcher)
     console.print_line(f"mensajes fallidos vistos: {watcher.shown}."
                        " Mirar no ha quitado ninguno.")
 

@@ -17,6 +17,7 @@ from common.connection import connect
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE
 from common.views import status, topology
 from common.views.flow import Flow
+from common.views.live import keep_looking
 from common.views.management import Management
 
 
@@ -45,7 +46,7 @@ def main(argv=None):
             return console.print_json({"mermaid": drawn})
         return console.print_line(drawn)
     if options.watch:
-        return Flow(settings).until_stopped()
+        return keep_looking(Flow(settings))
     management = Management(settings)
     if options.reset:
         reset(settings, management, options)

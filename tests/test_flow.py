@@ -145,7 +145,7 @@ def test_a_terminal_of_80_columns_is_redrawn_in_place(kit):
     finally:
         process.kill()
         os.close(keyboard)
-    frames = shown.decode().split("\x1b[H")[2:]
+    frames = shown.decode().split("\x1b[H")[1:]
     lines = re.sub(r"\x1b\[[0-9]*[A-Z]", "", frames[0]).split("\r\n")
     assert lines[0].startswith("user_events (fanout)")
     assert "email_queue" in lines[2] and "█" in lines[2]

@@ -59,11 +59,6 @@ class DeadLetter:
         except MalformedEvent:
             return Event("", "evento inválido", "")
 
-    @property
-    def user(self) -> str:
-        """`nombre <email>`, or ""."""
-        return f"{self.event.nombre} <{self.event.email}>" if self.event.email else ""
-
     @cached_property
     def digest(self) -> int:
         """The same for one dead letter, however often the broker has delivered it."""

@@ -12,7 +12,6 @@ from common.config import Settings
 from common.events import now
 from common.exchange import DEAD_LETTER_QUEUE, EXCHANGE
 from common.views import status
-from common.views.live import View
 from common.views.management import Management
 from common.views.status import Found
 
@@ -20,16 +19,18 @@ REDRAW_S = 1
 BAR_WIDTH = 24  # one block per message, until a queue has more messages
 
 
-class Flow(View):
+class Flow:
     """A picture on a terminal, otherwise a line per change; with --json an object per look."""
 
     def __init__(self, settings: Settings):
-        super().__init__(settings)
+        self.settings, self.stop_wanted = settings, False
         self._management = Management(settings)
         self._waiting: dict[str, Waiting] = {}
         self._last_line = ""
-        self._redraws = (not console.json_mode and sys.stdout.isatty()
-                         and os.environ.get("TERM") != "dumb")
+        self._redraws = bool(console.width(sys.stdout)) and os.environ.get("TERM") != "dumb"
+
+    def done(self) -> bool:
+        return self.stop_wanted
 
     def look(self, connection) -> float:
         dead, *others = status.look(connection, self.settings, self._management)
@@ -50,8 +51,7 @@ class Flow(View):
             states = [state for state in states if state.ready or not state.other]
             if len(states) + 3 > room:  # with the two lines above, and one below
                 states = [state for state in states if not state.is_retry]
-            frame = picture(states, returns, size.columns, self._management.problem)
-            frame = frame[:max(room, 1)]
+            frame = picture(states, returns, size.columns, self._management.problem)[:max(room, 1)]
             console.print_line("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in frame) + "\x1b[J")
         else:
             depths = [f"{state.queue.name} {state.ready}"
@@ -105,9 +105,8 @@ def picture(states: list[Found], returns: dict[str, float | None], columns: int,
     for state in states:
         ready = "no está" if state.ready is None else str(state.ready)
         unacked = "" if state.unacked is None else str(state.unacked)
-        bar = console.bar(state.messages, most, BAR_WIDTH)
-        held = min(len(bar), len(console.bar(state.unacked or 0, most, BAR_WIDTH)))
-        bar = bar[held:] + "░" * held
+        held = len(console.bar(state.unacked or 0, most, BAR_WIDTH))
+        bar = console.bar(state.messages, most, BAR_WIDTH)[held:] + "░" * held
         note, colour = _note(state, returns.get(state.queue.name))
         lines.append((f"{_name(state):{width}} {ready:>7} {unacked:>7} {bar:{BAR_WIDTH}} {note}",
                       colour if bar else None))

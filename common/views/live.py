@@ -10,7 +10,6 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from common import cli, console
-from common.config import Settings
 from common.connection import backoff_s, connect
 from common.exchange import DEAD_LETTER_QUEUE
 from common.problems import BrokerUnavailable
@@ -26,53 +25,39 @@ HEADING = (" Con su historial: --full.\n"
            "hora     id       usuario         consumidor ×  error (×: intentos)")
 
 
-class View:
-    """Calls look(connection) again and again until done(), on a new connection after each loss."""
-
-    def __init__(self, settings: Settings):
-        self.settings = settings
-        self.stop_wanted = False
-
-    def look(self, connection) -> float:
-        """How many seconds later to look again."""
-        raise NotImplementedError
-
-    def done(self) -> bool:
-        return self.stop_wanted
-
-    def until_stopped(self) -> None:
-        """Raises BrokerUnavailable if done() ends it before a broker was there, ConfigError."""
-        cli.stop_on_signals(self, within_s=2)
-        failures, first_problem, connected = 0, None, False
-        while not self.done():
-            try:
-                with connect(self.settings) as connection:
-                    if failures:
-                        console.print_line(f"{console.clock()} Conectado de nuevo con el broker.",
-                                           "ok")
-                    failures, connected, look_at = 0, True, 0.0
-                    while not self.done():
-                        if time.monotonic() > look_at:
-                            look_at = time.monotonic() + self.look(connection)
-                        connection.sleep(POLL_S / 10)  # short, so that Ctrl-C is noticed
-            except BrokerUnavailable as error:
-                if failures == 0:
-                    console.print_line(f"{console.clock()} {error} Se sigue intentando.", "warn")
-                first_problem = first_problem or error
-                time.sleep(min(backoff_s(failures), 1))
-                failures += 1
-        if first_problem and not connected and not self.stop_wanted:
-            raise first_problem
+def keep_looking(view) -> None:
+    """Call view.look(connection), which returns how long to pause then, until view.done(); on a new
+    connection after each loss. Raises ConfigError, and BrokerUnavailable if there never was one."""
+    cli.stop_on_signals(view, within_s=2)
+    failures, first_problem, connected = 0, None, False
+    while not view.done():
+        try:
+            with connect(view.settings) as connection:
+                if failures:
+                    console.print_line(f"{console.clock()} Conectado de nuevo con el broker.", "ok")
+                failures, connected, look_at = 0, True, 0.0
+                while not view.done():
+                    if time.monotonic() > look_at:
+                        look_at = time.monotonic() + view.look(connection)
+                    connection.sleep(POLL_S / 10)  # short, so that Ctrl-C is noticed
+        except BrokerUnavailable as error:
+            if failures == 0:
+                console.print_line(f"{console.clock()} {error} Se sigue intentando.", "warn")
+            first_problem = first_problem or error
+            time.sleep(min(backoff_s(failures), 1))
+            failures += 1
+    if first_problem and not connected and not view.stop_wanted:
+        raise first_problem
 
 
-class Watcher(View):
+class Watcher:
     """Shows each dead letter that is wanted(dead letter) once.
 
     One may be in the queue more than once, and is shown as often: they are counted by digest.
     """
 
     def __init__(self, options, wanted: Callable[[DeadLetter], bool]):
-        super().__init__(options.settings)
+        self.settings, self.stop_wanted = options.settings, False
         self._options, self._wanted = options, wanted
         self.shown, self._digests = 0, Counter[int]()
         self._depth, self._look_at, self._new_at = -1, 0.0, time.monotonic()
@@ -119,7 +104,7 @@ def show(found: DeadLetter, number: int, full: bool) -> None:
 def one_line(found: DeadLetter) -> str:
     """It in one line, cut at the width of the terminal."""
     at = f"{_local(found.failed_at):%H:%M:%S}" if found.failed_at else "--:--:--"
-    user = (found.user or found.event.type).partition(" <")[0]
+    user = found.event.nombre or found.event.type
     replays = f"reenvíos {found.replays} · " if found.replays else ""
     text = console.clean(
         f"{at} {console.short(found.message_id):8} {user:15.15} {found.consumer:10}"
@@ -131,12 +116,14 @@ def one_line(found: DeadLetter) -> str:
 def lines(found: DeadLetter, number: int) -> list[str]:
     """It for people, with its history as a timeline."""
     error = console.paint(console.clean(f"{found.error_type}: {found.error_message}"), "error")
-    title = console.clean(f"mensaje fallido {number} · {found.consumer} · {found.event.type}")
+    event = found.event
+    title = console.clean(f"mensaje fallido {number} · {found.consumer} · {event.type}")
+    user = console.clean(f"{event.nombre} <{event.email}>")
     replays = f", reenvíos {found.replays}" if found.replays else ""
     edited_at = found.text(EDITED)
     replays += f", corregido {_local(edited_at):%d/%m %H:%M:%S}" if edited_at else ""
     return [f"{console.paint(title, 'bold')} · id {console.short(found.message_id)}",
-            *([f"  usuario   {console.clean(found.user)}"] if found.user else []),
+            *([f"  usuario   {user}"] if event.email else []),
             f"  error     {error}", f"  intentos  {found.attempts}{replays}",
             *(f"  {'' if index else 'historial':9} {line}"
               for index, line in enumerate(_timeline(journey_of(found.headers))))]
