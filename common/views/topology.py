@@ -9,14 +9,13 @@ from common.views.status import Found
 def tree(states: list[Found]) -> list[str]:
     """The exchange, its queues with their retries below them, the dead letter queue."""
     rows = [(f"{EXCHANGE} (fanout)", "", "", "")]
-    found = {state.queue.name: state for state in states}
     names = list(CONSUMERS.values())
     for name in names:
         branch, below = ("└─ ", "   ") if name == names[-1] else ("├─ ", "│  ")
-        *others, last = (state for state in states if state.queue.name.startswith(f"{name}."))
-        rows += [row(found[name], branch), *(row(state, f"{below}├─ ") for state in others),
+        own, *others, last = (state for state in states if state.queue.name.startswith(name))
+        rows += [row(own, branch), *(row(state, f"{below}├─ ") for state in others),
                  row(last, f"{below}└─ ")]
-    return console.table([*rows, row(found[DEAD_LETTER_QUEUE])])
+    return console.table([*rows, row(states[0])])  # topology() begins with the dead letters
 
 
 def row(state: Found, branch: str = "") -> tuple[str, str, str, str]:
