@@ -59,12 +59,11 @@ class DeadLetter:
         except MalformedEvent:
             return Event("", "evento inválido", "")
 
-    @cached_property
+    @property
     def digest(self) -> int:
         """The same for one dead letter, however often the broker has delivered it."""
-        told = [item for item in self.headers.items()
-                if not str(item[0]).startswith(("x-delivery-", "x-acquired-"))]
-        return hash((self.properties.message_id, repr(sorted(told, key=repr)), self.body))
+        return hash((self.message_id, self.consumer, self.failed_at, self.error_type,
+                     self.error_message, self.attempts, self.replays, self.body))
 
     def as_json(self) -> dict:
         """body is text, or base64 under body_base64 when it is not UTF-8."""
