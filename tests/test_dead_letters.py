@@ -15,6 +15,7 @@ import pytest
 import dead_letter_consumer as script
 from common import cli, config, console, events, publishing, retry, simulation
 from common.connection import connect
+from common.problems import BrokerUnavailable
 from common.views import dead_letters, export, live
 from tests.conftest import ROOT, WAIT_S, failed_headers, wait_until
 
@@ -603,6 +604,23 @@ def test_a_second_terminal_waits_for_its_turn_also_when_the_first_is_killed(kit)
     first.kill()
     assert second.end() == 0
     assert second.out[-1] == "total: 1"
+
+
+def test_a_look_that_the_broker_breaks_off_gives_its_turn_back(kit):
+    def break_off():
+        with (connect(kit.settings) as connection,
+              dead_letters.DeadLetters(connection, kit.settings) as there):
+            for _ in there:
+                there._channel.queue_declare("no-such-queue", passive=True)
+
+    dead_letter(kit)
+    with pytest.raises(BrokerUnavailable) as kept:  # so is the connection: nothing collects it
+        break_off()
+    kit.wait_for_depth(DLQ, 1)
+    with (connect(kit.settings) as another,
+          dead_letters.DeadLetters(another, kit.settings, wait=False) as there):
+        assert len(list(there)) == 1
+    assert "NOT_FOUND" in str(kept.value)
 
 
 @pytest.mark.parametrize("since, count", [("90m", 1), ("3h", 2), ("7d", 3)])

@@ -122,6 +122,8 @@ class DeadLetters:
                 self._channel.basic_nack(0, multiple=True, requeue=True)
                 self._channel.queue_delete(TURN)
                 self._channel.close()
+            elif kind:
+                self._connection.close()  # with it the turn
 
     def basic_ack(self, found: DeadLetter) -> None:
         """Remove it; many acks are written together."""
