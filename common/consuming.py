@@ -224,7 +224,7 @@ class Consumer:
                 self._copies.publish_again(message)
         return confirmed
 
-    def _give_up(self, _) -> bool:
+    def _give_up(self) -> bool:
         """Whether to stop waiting for the copies: the script stops, or the originals come again."""
         if self.stop_wanted and not self._stop_at:
             self._stop_at = time.monotonic() + STOP_TIMEOUT_S

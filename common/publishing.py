@@ -37,8 +37,8 @@ def properties(event: Event, delivery_mode: int, headers: dict | None = None):
 class ConfirmedChannel:
     """A channel in confirm mode on a connection of its own (common/confirms.py).
 
-    declare(channel) runs on each new channel, before anything is published. give_up(time of
-    the last answer): whether to stop waiting. unanswered: by id(), what has no answer."""
+    declare(channel) runs on each new channel, before anything is published. give_up(): whether
+    to stop waiting. unanswered: by id(), what has no answer."""
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
                  outbox: Outbox | None = None, quiet: bool = False):
@@ -62,9 +62,8 @@ class ConfirmedChannel:
         """Publish, with the batch that this message completes."""
         message = Message(str(properties.message_id), exchange, routing_key, body, properties,
                           mandatory)
-        if len(self.unanswered) <= len(self._answers) and not any(
-                answer == NACK for _, answer in tuple(self._answers)):
-            self.answered_at = time.monotonic()  # until now no answer was waited for
+        if not self.unanswered:  # until now no answer was waited for
+            self.answered_at = time.monotonic()
         self.unanswered[id(message)] = message
         self._batch.append(message)
         if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
@@ -83,7 +82,7 @@ class ConfirmedChannel:
             yield from self._new_answers()
             if self.unanswered and self._io.error:
                 raise self._io.error
-            if self.unanswered and self._give_up(self.answered_at):
+            if self.unanswered and self._give_up():
                 self._answers.extend((message, TIMEOUT) for message in self.unanswered.values())
             elif len(self.unanswered) <= most_unanswered:
                 return
@@ -100,6 +99,8 @@ class ConfirmedChannel:
         while self._answers:
             message, answer = self._answers.popleft()
             if self.unanswered.pop(id(message), None):
+                if answer != NACK:  # that is no progress: it is sent again
+                    self.answered_at = time.monotonic()
                 if answer == ACK:
                     self._acked.append(message.id)
                 yield message, answer
@@ -116,9 +117,7 @@ class ConfirmedChannel:
         return batch
 
     def _on_answers(self, answers: list[tuple[Message, str]]) -> None:
-        """Runs in the I/O thread. A nack is no progress: it is sent again."""
-        if any(answer != NACK for _, answer in answers):
-            self.answered_at = time.monotonic()
+        """Runs in the I/O thread."""
         self._answers.extend(answers)
         self._arrived.set()
 
@@ -131,7 +130,7 @@ def confirmed_channel(settings: Settings, timeout_s: float, outbox: Outbox | Non
     io = IoThread()
     channel = ConfirmedChannel(
         io, settings, lambda opened: declare(opened, settings),
-        lambda answered_at: time.monotonic() - answered_at > timeout_s, outbox)
+        lambda: time.monotonic() - channel.answered_at > timeout_s, outbox)
     io.start()
     try:
         yield channel

@@ -125,7 +125,7 @@ def declared() -> list:
 @pytest.fixture
 def channel(broker, declared):
     return ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}), declared.append,
-                            give_up=lambda _: False)
+                            give_up=lambda: False)
 
 
 def publish(channel, *numbers: int, to: str = "q") -> None:
@@ -360,7 +360,7 @@ def test_an_alarm_ends_with_its_connection(broker, channel, monkeypatch):
 
 def test_an_answer_after_a_message_was_given_up_does_not_count(broker):
     channel = ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}),
-                               lambda _: None, give_up=lambda _: True)
+                               lambda _: None, give_up=lambda: True)
     publish(channel, 1)
     broker.wait_for([b"1"])
     assert answers(channel, 0) == [("1", TIMEOUT)]
@@ -384,7 +384,7 @@ def test_an_ack_that_comes_while_the_connection_closes_counts(broker, monkeypatc
 def test_a_message_that_was_given_up_is_not_sent_by_a_later_connection(broker):
     given_up = threading.Event()
     channel = ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}),
-                               lambda _: None, give_up=lambda _: given_up.is_set())
+                               lambda _: None, give_up=given_up.is_set)
     publish(channel, 1)
     broker.wait_for([b"1"])
     given_up.set()
