@@ -53,7 +53,7 @@ class Publisher:
         self._channel: Any = None
         self._waiting: deque[Message] = deque()
         self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
-        self._last_tag, self._open_since = 0, 0.0
+        self._last_tag = 0
 
     def send(self, messages: list[Message]) -> None:
         self._waiting.extend(messages)
@@ -95,7 +95,7 @@ class Publisher:
 
     def _ready(self, channel) -> None:
         if channel is self.link.channel:
-            self._channel, self._last_tag, self._open_since = channel, 0, time.monotonic()
+            self._channel, self._last_tag = channel, 0
             self.link.healthy()
             self._pump()
             self._watch(channel)
@@ -135,12 +135,12 @@ class Publisher:
     def _watch(self, channel) -> None:
         """A broker that is silent gets a new connection; an alarm is no silence."""
         if self.link.blocked:
-            self._open_since = time.monotonic()
+            self.link.healthy()  # so that what was late counts from now
         elif any(self._is_late(message) for message in self._unconfirmed.values()):
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
         if channel is self._channel:
             self._ioloop.call_later(1, lambda: self._watch(channel))
 
     def _is_late(self, message: Message) -> bool:
-        since = max(message.sent_at, self._open_since)
+        since = max(message.sent_at, self.link.connected_at)
         return time.monotonic() - since > CONFIRM_TIMEOUT_S
