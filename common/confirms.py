@@ -25,7 +25,8 @@ ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """sent_at: by time.monotonic(); a message sent again after a nack keeps the first one."""
+    """sent_at: by time.monotonic(); a message sent again after a nack keeps the first one.
+    answer: NACK or RETURN, until it is sent again."""
 
     id: str
     exchange: str
@@ -34,8 +35,7 @@ class Message:
     properties: pika.BasicProperties
     mandatory: bool
     sent_at: float = 0.0
-    nacked: bool = False
-    returned: bool = False
+    answer: str = ""
 
 
 class Publisher:
@@ -65,7 +65,7 @@ class Publisher:
         self._ioloop.call_later(AGAIN_S, lambda: self._send_again(message))
 
     def _send_again(self, message: Message) -> None:
-        if message.returned and self._channel:
+        if message.answer == RETURN and self._channel:
             self.link.print_line(f"La cola {message.routing_key} no está: se declara de nuevo.",
                                  "warn")
             self._declare(self._channel)
@@ -79,9 +79,9 @@ class Publisher:
                 message = self._waiting.popleft()
                 if not self._is_wanted(message):
                     continue
-                if not message.nacked:
+                if message.answer != NACK:
                     message.sent_at = time.monotonic()
-                message.returned = False
+                message.answer = ""
                 self._last_tag += 1
                 self._unconfirmed[self._last_tag] = message
                 self._channel.basic_publish(message.exchange, message.routing_key, message.body,
@@ -103,9 +103,9 @@ class Publisher:
     def _on_return(self, channel, method, properties, _body) -> None:
         """No queue took it; its ack comes right after it (docs/facts.md, broker 12)."""
         for message in self._unconfirmed.values() if channel is self._channel else ():
-            if message.id == str(properties.message_id) and not message.returned and (
+            if message.id == str(properties.message_id) and not message.answer and (
                     message.routing_key == method.routing_key):
-                message.returned = True
+                message.answer = RETURN
                 return
 
     def _on_confirm(self, channel, method) -> None:
@@ -116,15 +116,12 @@ class Publisher:
         if method.multiple:  # all up to and including this one
             tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
         messages = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
-        if isinstance(method, pika.spec.Basic.Nack):
-            for message in messages:
-                message.nacked = True
-            self._on_answers([(message, NACK) for message in messages])
-            if any(self._is_late(message) for message in messages):
-                self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
-        else:
-            self._on_answers([(message, RETURN if message.returned else ACK)
-                              for message in messages])
+        refused = isinstance(method, pika.spec.Basic.Nack)
+        for message in messages if refused else ():
+            message.answer = NACK
+        self._on_answers([(message, message.answer or ACK) for message in messages])
+        if refused and any(self._is_late(message) for message in messages):
+            self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
         self._pump()
 
     def _lost(self) -> None:

@@ -66,14 +66,14 @@ class Tally:
 
     def _print_account(self, ended: bool) -> None:
         """enviados is the sum of what follows it; all but confirmados are in the outbox."""
-        confirmed, returned, silent = (self.counts[outcome] for outcome in (
-            "confirmed", "returned", "unconfirmed"))
-        refused = 0  # by a queue that is full, and not sent again yet
+        left = Counter[str]()  # what was interrupted before its line
         if self.channel:
-            late, open_ = self.channel.late, self.channel.unanswered.values()
-            confirmed, returned = confirmed + late[ACK], returned + late[RETURN]
-            refused = late[NACK] + sum(message.nacked for message in open_)
-            silent += late[TIMEOUT] + sum(not message.nacked for message in open_)
+            left = self.channel.late + Counter(
+                message.answer or TIMEOUT for message in self.channel.unanswered.values())
+        confirmed = self.counts["confirmed"] + left[ACK]
+        returned = self.counts["returned"] + left[RETURN]
+        refused = left[NACK]  # by a queue that is full, and not sent again yet
+        silent = self.counts["unconfirmed"] + left[TIMEOUT]
         unconfirmed = returned + refused + silent
         total = self.counts["sent"] + confirmed + unconfirmed
         if not total:
