@@ -3,6 +3,7 @@
 Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,6 @@ from common.connection import IoThread, Link
 from common.patches import one_write
 
 WINDOW = 1000  # messages without an answer, at most
-AGAIN_S = 0.5
 CONFIRM_TIMEOUT_S = 10  # without an ack: a new connection (docs/facts.md, broker 13 and 24)
 
 ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
@@ -41,15 +41,15 @@ class Message:
 class Publisher:
     """Publishes on a link of its own; what has no answer when that is lost is sent again.
 
-    declare(channel) runs on each new channel, before anything is published. is_wanted(message):
-    whether somebody still waits for its answer. on_answers([(message, ACK, NACK or RETURN), …]).
-    """
+    declare(channel) runs on each new channel, before anything is published. The main thread puts
+    a message in `unanswered` before it is sent, and removes it with its answer, or gives it up."""
 
-    def __init__(self, io: IoThread, settings: Settings, declare: Callable, is_wanted: Callable,
-                 on_answers: Callable, quiet: bool):
+    def __init__(self, io: IoThread, settings: Settings, declare: Callable, quiet: bool):
         self.link = Link(io, settings, self._channel_opened, self._lost, quiet)
+        self.unanswered: dict[Message, None] = {}  # in order, as keys
+        self.answers: deque[tuple[Message, str]] = deque()  # for the main thread to take
+        self.arrived = threading.Event()
         self._ioloop, self._declare = io.ioloop, declare
-        self._is_wanted, self._on_answers = is_wanted, on_answers
         self._channel: Any = None
         self._waiting: deque[Message] = deque()
         self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
@@ -61,10 +61,6 @@ class Publisher:
         self._pump()
 
     def send_again(self, message: Message) -> None:
-        """After a pause; what was returned, to a queue declared anew."""
-        self._ioloop.call_later(AGAIN_S, lambda: self._send_again(message))
-
-    def _send_again(self, message: Message) -> None:
         if message.answer == RETURN and self._channel:
             self.link.print_line(f"La cola {message.routing_key} no está: se declara de nuevo.",
                                  "warn")
@@ -77,7 +73,7 @@ class Publisher:
         with one_write(self._channel.connection):
             while self._waiting and len(self._unconfirmed) < WINDOW:
                 message = self._waiting.popleft()
-                if not self._is_wanted(message):
+                if message not in self.unanswered:  # given up
                     continue
                 if message.answer != NACK:
                     message.sent_at = time.monotonic()
@@ -117,9 +113,11 @@ class Publisher:
             tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
         messages = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
         refused = isinstance(method, pika.spec.Basic.Nack)
-        for message in messages if refused else ():
-            message.answer = NACK
-        self._on_answers([(message, message.answer or ACK) for message in messages])
+        for message in messages:
+            if refused:
+                message.answer = NACK
+            self.answers.append((message, message.answer or ACK))
+        self.arrived.set()
         if refused and any(self._is_late(message) for message in messages):
             self.link.restart(f"el broker rechaza un mensaje desde hace {CONFIRM_TIMEOUT_S} s")
         self._pump()

@@ -4,9 +4,8 @@ Many messages are under way at once. With an outbox, each is on disk from before
 its ack.
 """
 
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from common.outbox import Outbox
 
 BATCH = 200  # messages written to the outbox in one transaction
 BATCH_S = 0.01  # a smaller batch goes out after this time
+AGAIN_S = 0.5  # the pause of publish_again()
 CLOSE_TIMEOUT_S = 2
 POLL_S = 0.1
 
@@ -38,7 +38,7 @@ class ConfirmedChannel:
     """A channel in confirm mode on a connection of its own (common/confirms.py).
 
     declare(channel) runs on each new channel, before anything is published. give_up(): whether
-    to stop waiting. unanswered: by id(), what has no answer."""
+    to stop waiting. unanswered: the messages that have no answer, as keys."""
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
                  outbox: Outbox | None = None, quiet: bool = False):
@@ -47,11 +47,8 @@ class ConfirmedChannel:
         self._batch: list[Message] = []  # neither in the outbox nor sent
         self._acked: list[str] = []  # still in the outbox
         self._sent_at = 0.0
-        self.unanswered: dict[int, Message] = {}
-        self._answers: deque[tuple[Message, str]] = deque()
-        self._arrived = threading.Event()
-        self._publisher = Publisher(io, settings, declare, lambda message: id(message) in
-                                    self.unanswered, self._on_answers, quiet)
+        self._publisher = Publisher(io, settings, declare, quiet)
+        self.unanswered, self._answers = self._publisher.unanswered, self._publisher.answers
 
     def confirm_delivery(self) -> None:
         """Open the channel; the broker answers for each message on it."""
@@ -64,15 +61,16 @@ class ConfirmedChannel:
                           mandatory)
         if not self.unanswered:  # until now no answer was waited for
             self.answered_at = time.monotonic()
-        self.unanswered[id(message)] = message
+        self.unanswered[message] = None
         self._batch.append(message)
         if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
             self._send_batch()
 
     def publish_again(self, message: Message) -> None:
         """After a nack or a return, with a pause; what was returned, to a queue declared anew."""
-        self.unanswered[id(message)] = message
-        self._io.call(partial(self._publisher.send_again, message))
+        self.unanswered[message] = None
+        again = partial(self._publisher.send_again, message)
+        self._io.call(lambda: self._io.ioloop.call_later(AGAIN_S, again))
 
     def answers(self, most_unanswered: int) -> Iterator[tuple[Message, str]]:
         """(message, answer) as they come, until only so many messages have no answer."""
@@ -83,12 +81,12 @@ class ConfirmedChannel:
             if self.unanswered and self._io.error:
                 raise self._io.error
             if self.unanswered and self._give_up():
-                self._answers.extend((message, TIMEOUT) for message in self.unanswered.values())
+                self._answers.extend((message, TIMEOUT) for message in self.unanswered)
             elif len(self.unanswered) <= most_unanswered:
                 return
             else:
-                self._arrived.wait(POLL_S)
-                self._arrived.clear()
+                self._publisher.arrived.wait(POLL_S)
+                self._publisher.arrived.clear()
 
     def close(self) -> None:
         """Take the last answers, counted in `late`; what has no ack stays in the outbox."""
@@ -98,7 +96,8 @@ class ConfirmedChannel:
     def _new_answers(self) -> Iterator[tuple[Message, str]]:
         while self._answers:
             message, answer = self._answers.popleft()
-            if self.unanswered.pop(id(message), None):
+            if message in self.unanswered:
+                del self.unanswered[message]
                 if answer != NACK:  # that is no progress: it is sent again
                     self.answered_at = time.monotonic()
                 if answer == ACK:
@@ -115,11 +114,6 @@ class ConfirmedChannel:
                                self._acked)
         batch, self._batch, self._acked = self._batch, [], []
         return batch
-
-    def _on_answers(self, answers: list[tuple[Message, str]]) -> None:
-        """Runs in the I/O thread."""
-        self._answers.extend(answers)
-        self._arrived.set()
 
 
 @contextmanager

@@ -107,7 +107,7 @@ class FakeConnection:
 def broker(monkeypatch):
     monkeypatch.setattr(connection, "FIRST_BACKOFF_S", 0.02)
     monkeypatch.setattr(publishing, "BATCH", 1)  # each message goes out at once
-    monkeypatch.setattr(confirms, "AGAIN_S", 0.05)
+    monkeypatch.setattr(publishing, "AGAIN_S", 0.05)
     io = connection.IoThread()
     own = Broker(io)
     monkeypatch.setattr(pika, "SelectConnection", own.connect)
@@ -260,7 +260,7 @@ def test_a_channel_that_nacks_a_message_for_long_is_replaced(broker, channel, ca
     broker.wait_for([b"1"])
     channel.publish_again(nacked(broker, channel, 1))
     broker.wait_for([b"1", b"1"])
-    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", confirms.AGAIN_S)
+    monkeypatch.setattr(confirms, "CONFIRM_TIMEOUT_S", publishing.AGAIN_S)
     channel.publish_again(nacked(broker, channel, 2))
     broker.wait_for([b"1", b"1"], [b"1"], and_later=True)
     assert "el broker rechaza un mensaje desde hace" in capsys.readouterr().out

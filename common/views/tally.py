@@ -69,7 +69,7 @@ class Tally:
         left = Counter[str]()  # what was interrupted before its line
         if self.channel:
             left = self.channel.late + Counter(
-                message.answer or TIMEOUT for message in self.channel.unanswered.values())
+                message.answer or TIMEOUT for message in self.channel.unanswered)
         confirmed = self.counts["confirmed"] + left[ACK]
         returned = self.counts["returned"] + left[RETURN]
         refused = left[NACK]  # by a queue that is full, and not sent again yet
