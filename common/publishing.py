@@ -89,9 +89,10 @@ class ConfirmedChannel:
                 self._publisher.arrived.clear()
 
     def close(self) -> None:
-        """Take the last answers, counted in `late`; what has no ack stays in the outbox."""
+        """After the I/O thread: take the last answers, counted in `late`; what has no ack stays in
+        the outbox, with the last batch, which is no longer sent."""
         self.late = Counter(answer for _, answer in self._new_answers())
-        self._write_batch()
+        self._send_batch()
 
     def _new_answers(self) -> Iterator[tuple[Message, str]]:
         while self._answers:
@@ -106,14 +107,11 @@ class ConfirmedChannel:
 
     def _send_batch(self) -> None:
         self._sent_at = time.monotonic()
-        self._io.call(partial(self._publisher.send, self._write_batch()))
-
-    def _write_batch(self) -> list[Message]:
         if self._outbox and (self._batch or self._acked):
             self._outbox.write([(message.id, message.body) for message in self._batch],
                                self._acked)
         batch, self._batch, self._acked = self._batch, [], []
-        return batch
+        self._io.call(partial(self._publisher.send, batch))
 
 
 @contextmanager
