@@ -24,7 +24,7 @@ from common.confirms import ACK, TIMEOUT, WINDOW
 from common.connection import connect
 from common.events import now
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE
-from common.publishing import confirmed_channel
+from common.publishing import ConfirmedChannel
 from common.retry import EDITED, copied_properties, replay_headers
 from common.simulation import ALWAYS
 from common.views import export as exported
@@ -49,8 +49,8 @@ def replay(dead_letters, options):
                 dead_letters.basic_ack(found)
             outcomes.add(found, ANSWERS.get(answer, "refused"))
 
-    with confirmed_channel(options.settings, GIVE_UP_S,
-                           declare=lambda *_: None) as channel:
+    with ConfirmedChannel(options.settings, GIVE_UP_S,
+                          declare=lambda _: None) as channel:
         channel.confirm_delivery()
         try:
             for found in chosen(dead_letters, options, edited):

@@ -24,7 +24,7 @@ from common.connection import connect
 from common.events import check_user, encode, user_created
 from common.exchange import EXCHANGE
 from common.outbox import Outbox
-from common.publishing import confirmed_channel, properties
+from common.publishing import ConfirmedChannel, properties
 from common.views.tally import Tally
 
 
@@ -103,7 +103,7 @@ def opened(options, tally):
     outbox = Outbox(options.settings.state_dir)
     if options.resume:
         options.count = outbox.count()
-    with confirmed_channel(
+    with ConfirmedChannel(
             options.settings, options.timeout, outbox) as channel:
         tally.channel, tally.outbox = channel, outbox
         yield channel, time.sleep, outbox.left() if options.resume else new

@@ -18,7 +18,7 @@ from common import cli, console
 from common.confirms import WINDOW
 from common.events import encode, user_created
 from common.exchange import CONSUMERS, EXCHANGE
-from common.publishing import confirmed_channel, properties
+from common.publishing import ConfirmedChannel, properties
 from common.simulation import HEADER
 from common.views.tally import Tally
 from events_publisher_levels import answered
@@ -64,8 +64,8 @@ def main(argv=None):
     options = parsed(argv)
     names: dict[str, str] = {}
     tally = Tally(options)
-    with tally, confirmed_channel(
-            options.settings, options.timeout) as channel:
+    with (tally,
+          ConfirmedChannel(options.settings, options.timeout) as channel):
         tally.channel = channel
         for event_id, outcome in publish(channel, options, names):
             tally.add(event_id, outcome, options.mode, names[event_id])

@@ -46,7 +46,7 @@ from common.events import Event, encode, new_id, now, user_created
 from common.exchange import CONSUMERS
 from common.ledger import Ledger
 from common.outbox import Outbox
-from common.publishing import confirmed_channel, properties
+from common.publishing import ConfirmedChannel, properties
 from common.retry import failed_copy
 from common.simulation import SimulatedFailure
 from events_publisher_levels import level_3_confirmed
@@ -82,7 +82,7 @@ def latencies_ms(bench: Bench) -> list[float]:
 
     with consuming(bench, *CONSUMERS) as files:
         outbox = Outbox(bench.settings.state_dir)
-        with confirmed_channel(bench.settings, TIMEOUT_S, outbox) as channel:
+        with ConfirmedChannel(bench.settings, TIMEOUT_S, outbox) as channel:
             list(level_3_confirmed(channel, new_events()))
         last_at: dict[str, float] = {}
         for event_id, at in effects(files, 3 * len(created_at)):
@@ -151,7 +151,7 @@ def letters(bench: Bench) -> dict:
 
 def fill_dead_letters(bench: Bench, count: int) -> None:
     """As a consumer leaves them after its last attempt."""
-    with confirmed_channel(bench.settings, TIMEOUT_S) as channel:
+    with ConfirmedChannel(bench.settings, TIMEOUT_S) as channel:
         channel.confirm_delivery()
         for _ in range(count):
             event = user_created("Juan", "juan@eco.com")

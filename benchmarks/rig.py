@@ -23,7 +23,7 @@ from common.confirms import WINDOW
 from common.connection import connect
 from common.events import encode, user_created
 from common.exchange import CONSUMERS, declare
-from common.publishing import confirmed_channel, properties
+from common.publishing import ConfirmedChannel, properties
 from tools.node import Node
 
 PUBLISHER = ("events_publisher_levels.py", "--level", 3, "--nombre", "Juan",
@@ -132,7 +132,7 @@ class Bench:
     def fill(self, count: int) -> None:
         """Put so many new events in the loyalty queue, and only there."""
         self.purge()
-        with confirmed_channel(self.settings, TIMEOUT_S) as channel:
+        with ConfirmedChannel(self.settings, TIMEOUT_S) as channel:
             channel.confirm_delivery()
             for _ in range(count):
                 event = user_created("Juan", "juan@eco.com")

@@ -52,8 +52,8 @@ class Consumer:
         self._io = IoThread()
         self._subscription = Subscription(self._io, self.settings, name)
         # Of its own: an alarm blocks a publishing connection, acks too (docs/facts.md, broker 15).
-        self._copies = ConfirmedChannel(self._io, self.settings, self._subscription.declare,
-                                        self._give_up, quiet=True)
+        self._copies = ConfirmedChannel(self.settings, declare=self._subscription.declare,
+                                        io=self._io, give_up=self._give_up, quiet=True)
 
     def __enter__(self):
         return self

@@ -7,16 +7,15 @@ its ack.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pika
 
+from common import exchange
 from common.config import Settings
 from common.confirms import ACK, NACK, TIMEOUT, Message, Publisher
 from common.connection import IoThread
 from common.events import Event
-from common.exchange import declare
 from common.outbox import Outbox
 
 BATCH = 200  # messages written to the outbox in one transaction
@@ -35,20 +34,36 @@ def properties(event: Event, delivery_mode: int, headers: dict | None = None):
 
 
 class ConfirmedChannel:
-    """A channel in confirm mode on a connection of its own (common/confirms.py).
+    """A channel in confirm mode on a connection of its own (common/confirms.py), while the `with`
+    block lasts. All queues are declared first, as a confirm speaks only for those that exist
+    (docs/facts.md, broker 11). Gives up after timeout_s without an answer.
 
-    declare(channel) runs on each new channel, before anything is published. give_up(): whether
-    to stop waiting. unanswered: the messages that have no answer, as keys."""
+    A consumer has its own declare(channel), io and give_up() instead of timeout_s and `with`.
+    unanswered: the messages that have no answer, as keys."""
 
-    def __init__(self, io: IoThread, settings: Settings, declare: Callable, give_up: Callable,
-                 outbox: Outbox | None = None, quiet: bool = False):
+    def __init__(self, settings: Settings, timeout_s: float = 0, outbox: Outbox | None = None,
+                 declare: Callable | None = None, io: IoThread | None = None,
+                 give_up: Callable | None = None, quiet: bool = False):
         self.answered_at, self.late = time.monotonic(), Counter[str]()
-        self._io, self._give_up, self._outbox = io, give_up, outbox
+        self._io, self._outbox = io or IoThread(), outbox
+        self._give_up = give_up or (lambda: time.monotonic() - self.answered_at > timeout_s)
         self._batch: list[Message] = []  # neither in the outbox nor sent
         self._acked: list[str] = []  # still in the outbox
         self._sent_at = 0.0
-        self._publisher = Publisher(io, settings, declare, quiet)
+        declare = declare or partial(exchange.declare, settings=settings)
+        self._publisher = Publisher(self._io, settings, declare, quiet)
         self.unanswered, self._answers = self._publisher.unanswered, self._publisher.answers
+
+    def __enter__(self):
+        self._io.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Take the last answers, counted in `late`; what has no ack stays in the outbox, with the
+        last batch, which is no longer sent."""
+        self._io.stop(CLOSE_TIMEOUT_S)
+        self.late = Counter(answer for _, answer in self._new_answers())
+        self._send_batch()
 
     def confirm_delivery(self) -> None:
         """Open the channel; the broker answers for each message on it."""
@@ -88,12 +103,6 @@ class ConfirmedChannel:
                 self._publisher.arrived.wait(POLL_S)
                 self._publisher.arrived.clear()
 
-    def close(self) -> None:
-        """After the I/O thread: take the last answers, counted in `late`; what has no ack stays in
-        the outbox, with the last batch, which is no longer sent."""
-        self.late = Counter(answer for _, answer in self._new_answers())
-        self._send_batch()
-
     def _new_answers(self) -> Iterator[tuple[Message, str]]:
         while self._answers:
             message, answer = self._answers.popleft()
@@ -112,20 +121,3 @@ class ConfirmedChannel:
                                self._acked)
         batch, self._batch, self._acked = self._batch, [], []
         self._io.call(partial(self._publisher.send, batch))
-
-
-@contextmanager
-def confirmed_channel(settings: Settings, timeout_s: float, outbox: Outbox | None = None,
-                      declare: Callable = declare):
-    """Level 3's channel. All queues are declared first, as a confirm speaks only for those that
-    exist (docs/facts.md, broker 11). Gives up after timeout_s without an answer."""
-    io = IoThread()
-    channel = ConfirmedChannel(
-        io, settings, lambda opened: declare(opened, settings),
-        lambda: time.monotonic() - channel.answered_at > timeout_s, outbox)
-    io.start()
-    try:
-        yield channel
-    finally:
-        io.stop(CLOSE_TIMEOUT_S)
-        channel.close()

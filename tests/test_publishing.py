@@ -124,8 +124,8 @@ def declared() -> list:
 
 @pytest.fixture
 def channel(broker, declared):
-    return ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}), declared.append,
-                            give_up=lambda: False)
+    return ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}), declare=declared.append,
+                            io=broker.io, give_up=lambda: False)
 
 
 def publish(channel, *numbers: int, to: str = "q") -> None:
@@ -359,8 +359,8 @@ def test_an_alarm_ends_with_its_connection(broker, channel, monkeypatch):
 
 
 def test_an_answer_after_a_message_was_given_up_does_not_count(broker):
-    channel = ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}),
-                               lambda _: None, give_up=lambda: True)
+    channel = ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}),
+                               declare=lambda _: None, io=broker.io, give_up=lambda: True)
     publish(channel, 1)
     broker.wait_for([b"1"])
     assert answers(channel, 0) == [("1", TIMEOUT)]
@@ -374,8 +374,8 @@ def test_an_ack_that_comes_while_the_connection_closes_counts(broker, monkeypatc
         made.is_closed = True
 
     monkeypatch.setattr(FakeConnection, "close", close)
-    with publishing.confirmed_channel(config.load({"RABBITMQ_URL": "amqp://h"}), 9,
-                                      declare=lambda *_: None) as channel:
+    with ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}), 9,
+                          declare=lambda _: None) as channel:
         publish(channel, 1)
         broker.wait_for([b"1"])
     assert channel.late == {ACK: 1} and not channel.unanswered
@@ -383,8 +383,8 @@ def test_an_ack_that_comes_while_the_connection_closes_counts(broker, monkeypatc
 
 def test_a_message_that_was_given_up_is_not_sent_by_a_later_connection(broker):
     given_up = threading.Event()
-    channel = ConfirmedChannel(broker.io, config.load({"RABBITMQ_URL": "amqp://h"}),
-                               lambda _: None, give_up=given_up.is_set)
+    channel = ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}),
+                               declare=lambda _: None, io=broker.io, give_up=given_up.is_set)
     publish(channel, 1)
     broker.wait_for([b"1"])
     given_up.set()

@@ -13,7 +13,7 @@ from pathlib import Path
 from common import events
 from common.confirms import ACK, WINDOW
 from common.exchange import CONSUMERS, DEAD_LETTER_QUEUE, EXCHANGE, retry_queue
-from common.publishing import confirmed_channel
+from common.publishing import ConfirmedChannel
 from common.simulation import CRASH_CODE
 from tests.conftest import Running, wait_until
 from tests.faults import account, fuzz
@@ -214,7 +214,7 @@ def test_100_000_hostile_messages_become_dead_letters_and_stop_no_consumer(scene
     scene.consumers = [scene.kit.start_consumer(name, *flags)
                        for name, flags in zip(CONSUMERS, [(), ("--json",), ()])]
     sent, found, answers = Counter(), Counter(), Counter()
-    with raw_values(), confirmed_channel(scene.kit.settings, DRAIN_S) as channel:
+    with raw_values(), ConfirmedChannel(scene.kit.settings, DRAIN_S) as channel:
         for _ in range(HOSTILE):
             queue, body = rng.choice(queues), fuzz.body(rng)
             channel.basic_publish("", queue, body, fuzz.properties(rng), mandatory=True)
