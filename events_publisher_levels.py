@@ -81,8 +81,9 @@ def main(argv=None):
         check_user(options.nombre, options.email)
     tally = Tally(options)
     with tally, opened(options, tally) as (channel, sleep, events):
-        until_gave_up = takewhile(lambda _: not tally.gave_up, events)
-        paced = cli.paced(until_gave_up, options.rate, sleep)
+        until_silence = takewhile(
+            lambda _: not tally.counts["unconfirmed"], events)
+        paced = cli.paced(until_silence, options.rate, sleep)
         for event_id, outcome in LEVELS[options.level](channel, paced):
             tally.add(event_id, outcome, options.nombre)
     return tally.exit_code()

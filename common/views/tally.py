@@ -31,10 +31,6 @@ class Tally:
         self._broke_off, self._is_terminal = False, sys.stderr.isatty()
         self._started_at = self._shown_at = time.monotonic()
 
-    @property
-    def gave_up(self) -> bool:
-        return bool(self.counts["unconfirmed"])
-
     def add(self, event_id: str, outcome: str, *notes: str) -> None:
         self.counts[outcome] += 1
         many = self.options.count > LINES_AT_MOST
@@ -94,7 +90,7 @@ class Tally:
     def exit_code(self) -> int:
         if self._broke_off:
             return EXIT_PARTLY
-        if self.gave_up:
+        if self.counts["unconfirmed"]:
             console.print_error(f"El broker no confirmó nada durante {self.options.timeout:g} s."
                                 f" {NO_BROKER_ADVICE} Si está en marcha, mira si hay colas llenas.")
         if self.counts["returned"] and self.wanted != "returned":
