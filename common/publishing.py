@@ -38,8 +38,8 @@ class ConfirmedChannel:
     block lasts. All queues are declared first, as a confirm speaks only for those that exist
     (docs/facts.md, broker 11). Gives up after timeout_s without an answer.
 
-    A consumer has its own declare(channel), io and give_up() instead of timeout_s and `with`.
-    unanswered: the messages that have no answer, as keys."""
+    declare(channel) replaces that declaration. A consumer has its own io and give_up() instead of
+    `with` and timeout_s. unanswered: the messages that have no answer, as keys."""
 
     def __init__(self, settings: Settings, timeout_s: float = 0, outbox: Outbox | None = None,
                  declare: Callable | None = None, io: IoThread | None = None,
