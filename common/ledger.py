@@ -4,16 +4,17 @@ written in the transaction of the effect (https://www.sqlite.org/lang_transactio
 import sqlite3
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from uuid import UUID
 
 from common.database import LOCK_POLL_S, open_database, problem, undone, wait_longer
 from common.events import Event
 
-LONG_S = 0.2  # after a transaction this long the other processes get their turn
 KEEP_DAYS = 90  # a copy of an event that arrives later than this is done again
 TABLE = """CREATE TABLE IF NOT EXISTS done (
     event_id BLOB PRIMARY KEY, done_at INTEGER NOT NULL) WITHOUT ROWID;"""
+_DENIED = sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT  # to a handler: others share it
 
 
 class Ledger:
@@ -25,44 +26,40 @@ class Ledger:
         self.path = state_dir / f"{consumer}.db" if state_dir else Path(":memory:")
         self._stop_wanted, self._in_handler, self._began_at = stop_wanted, False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
-        self.db.set_authorizer(self._authorize)
+        # SQLite asks when it compiles a statement; ours are in the cache, under texts of their own.
+        self.db.set_authorizer(lambda action, *_: (
+            sqlite3.SQLITE_DENY if self._in_handler and action in _DENIED else sqlite3.SQLITE_OK))
 
-    def begin(self) -> None:
-        """Begin a transaction, if none is open; wait for other processes as long as it takes."""
-        tries = 0
-        if self._began_at and not self.db.in_transaction:  # SQLite may undo it after an error
-            raise undone(self.path, None)
-        while not self.db.in_transaction:
-            try:
-                self.db.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                tries += 1
-                wait_longer(self.path, error, tries, self._stop_wanted())
+    def begin(self, error: Exception | None = None) -> None:
+        """Begin a transaction, if none is open. Raises StateError if SQLite undid the last one."""
+        if not self.db.in_transaction:
+            if self._began_at:  # SQLite may undo it after an error
+                raise undone(self.path, error)
+            self.execute("BEGIN IMMEDIATE")
             self._began_at = time.monotonic()
 
     def commit(self) -> None:
         if self._began_at:
             self.begin()
             self.execute("COMMIT /* kit */")
-            if time.monotonic() - self._began_at > LONG_S:
+            if time.monotonic() - self._began_at > 0.2:  # the others get their turn
                 time.sleep(LOCK_POLL_S / 2)
             self._began_at = 0.0
 
     def once(self, event: Event, handler: Callable[[Event, sqlite3.Connection], str]) -> str | None:
         """Run handler(event, db) and write the row, both or neither; None if it was done before."""
+        row = bytes.fromhex(event.id.replace("-", "")), int(time.time())  # UUID().bytes is slow
         line, error = None, None
         self.begin()
         self.execute("SAVEPOINT kit_event")
         try:
-            if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)",
-                               (UUID(event.id).bytes, int(time.time()))).rowcount:
+            if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", row).rowcount:
                 self._in_handler = True
                 line = handler(event, self.db) or "procesado"  # None: done before
         except Exception as raised:
             error = raised
         self._in_handler = False
-        if not self.db.in_transaction:
-            raise undone(self.path, error)
+        self.begin(error)  # is it still open?
         if error:
             self.execute("ROLLBACK TO kit_event")
         self.execute("RELEASE kit_event")
@@ -70,23 +67,16 @@ class Ledger:
             raise problem(self.path, error)
         return line
 
-    def _authorize(self, action: int, *_) -> int:
-        """A handler cannot end the transaction that it shares with others. SQLite asks when it
-        compiles a statement; ours are in the cache, under texts of their own."""
-        ends = action in (sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT)
-        return sqlite3.SQLITE_DENY if ends and self._in_handler else sqlite3.SQLITE_OK
-
     def is_done(self, event_id: str) -> bool:
         return any(self.execute("SELECT 1 FROM done WHERE event_id = ?", UUID(event_id).bytes))
 
     def forget_old(self) -> None:
-        self.begin()
         self.execute("DELETE FROM done WHERE done_at < ?", time.time() - KEEP_DAYS * 86_400)
-        self.commit()
 
-    def execute(self, sql: str, *values) -> sqlite3.Cursor:
-        """A statement of the kit's own: what fails is the disk, not the event."""
-        try:  # not state_errors(): a generator three times an event
-            return self.db.execute(sql, values)
-        except sqlite3.Error as error:
-            raise problem(self.path, error) from None
+    def execute(self, sql: str, *values):
+        """A statement of the kit's own: it waits for other processes; what fails is the disk."""
+        for tries in count(1):
+            try:
+                return self.db.execute(sql, values)
+            except sqlite3.Error as error:
+                wait_longer(self.path, error, tries, self._stop_wanted())

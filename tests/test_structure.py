@@ -48,7 +48,7 @@ BUDGETS = {  # title, or the one file: (lines together, files)
 
 
 # What is still over its budget may only shrink: lower the number with each line that goes.
-CEILINGS = {"common/ledger.py and outbox.py": 130, "common and the seven scripts": 4406,
+CEILINGS = {"common and the seven scripts": 4406,
             f"the path of an event: {len(PATH_OF_AN_EVENT)} files": 1739}
 
 
