@@ -109,7 +109,7 @@ class Consumer:
                      or (headers and simulation.stands_alone(headers)))
             if alone:  # a batch of its own: it may kill or delay the process, or --steps shows it
                 self.finish()
-            if delivery.channel is not link.channel:  # lost in finish()
+            if delivery.channel is not link.channel:  # lost, perhaps in finish()
                 continue
             if not self._batch:
                 batch_at = moment
@@ -143,7 +143,7 @@ class Consumer:
                             attempts=len(self.settings.retry_delays) + 1)
         if before:
             self.finish()
-            if not self._subscription.is_current(delivery):
+            if delivery.channel is not self._subscription.link.channel:
                 raise ConnectionError("se perdió el canal: el evento llegará otra vez")
             if not self.ledger.is_done(event.id):
                 before(event)
@@ -190,7 +190,7 @@ class Consumer:
         for delivery in batch:
             if not delivery.copy:
                 done.append(delivery)
-            elif self._subscription.is_current(delivery):  # else the original comes again
+            elif delivery.channel is self._subscription.link.channel:  # else it comes again
                 self._failed.append(delivery)
             if delivery.redelivered and delivery.event:
                 crash_loop.forget(self.ledger, delivery.event.id)
@@ -228,7 +228,7 @@ class Consumer:
         """Whether to stop waiting for the copies: the script stops, or the originals come again."""
         if self.stop_wanted and not self._stop_at:
             self._stop_at = time.monotonic() + STOP_TIMEOUT_S
-        return not self._subscription.is_current(self._failed[0]) or (
+        return self._failed[0].channel is not self._subscription.link.channel or (
             self.stop_wanted and time.monotonic() > self._stop_at)
 
     def _step(self, delivery: Delivery, text: str) -> None:

@@ -19,7 +19,7 @@ from common.events import Event
 from common.retry import attempt_of
 
 POLL_S = 0.2  # how soon Ctrl-C is noticed, on Windows too
-BIND_AGAIN_S = 5  # the broker tells nobody that a binding was removed
+BIND_AGAIN_S = 5
 CANCEL_TIMEOUT_S = 2
 
 
@@ -46,14 +46,14 @@ class Subscription:
     """declarations, bind: functions of a channel, for each new one."""
 
     def __init__(self, io: IoThread, settings: Settings, consumer: str):
-        self.link = Link(io, settings, self._channel_opened, self._lost)
+        self.inbox: deque[Delivery] = deque()
+        # What came on a lost connection comes again.
+        self.link = Link(io, settings, self._channel_opened, on_lost=self.inbox.clear)
         self._io, self._consumer, self._settings = io, consumer, settings
         self.declarations: list[Callable] = []
         self.bind: Callable = lambda channel: None
-        self.inbox: deque[Delivery] = deque()
         self._arrived, self._cancelled = threading.Event(), threading.Event()
-        self._queue = self._consumer_tag = ""
-        self._prefetch = 0
+        self._queue, self._prefetch = "", 0
 
     # The main thread calls
 
@@ -62,22 +62,16 @@ class Subscription:
         self._io.call(self.link.open)
 
     def next(self) -> Delivery | None:
-        """The oldest delivery whose channel is open; None if there is none for POLL_S."""
+        """The oldest delivery; None if there is none for POLL_S."""
         if not self.inbox:
             self._arrived.wait(POLL_S)
             self._arrived.clear()
             if self._io.error:
                 raise self._io.error
-        inbox = self.inbox  # the I/O thread adds to it, or puts another in its place
-        while inbox:
-            delivery = inbox.popleft()
-            if delivery.channel is self.link.channel:
-                return delivery
-        return None
-
-    def is_current(self, delivery: Delivery) -> bool:
-        """Whether its channel is open: else the broker delivers it again."""
-        return delivery.channel is self.link.channel
+        try:
+            return self.inbox.popleft()
+        except IndexError:  # none came, or the connection was lost just now
+            return None
 
     def cancel(self) -> None:
         """Stop consuming; what has no ack returns to the queue at once."""
@@ -94,28 +88,24 @@ class Subscription:
         self.declare(channel)
         if not self._queue:  # "" is the queue declared last, with a name that the broker gives
             channel.queue_declare("", exclusive=True)
-        self.bind(channel)
+        self._bind(channel)
         channel.add_on_cancel_callback(lambda _: self.link.restart(
             f"el broker canceló el consumo de {self._queue} (¿cola borrada?)"))
-        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._consume(channel))
+        channel.basic_qos(prefetch_count=self._prefetch)
+        channel.basic_consume(self._queue, self._on_message, callback=self._on_consuming)
 
-    def _consume(self, channel) -> None:
-        if channel is self.link.channel:
-            self._consumer_tag = channel.basic_consume(
-                self._queue, self._on_message, callback=lambda _: self._on_consuming(channel))
-
-    def _on_consuming(self, channel) -> None:
+    def _on_consuming(self, _) -> None:
         if not self.link.connected_at:
             self.link.print_line(
                 f"{self._consumer}: escucha {self._queue or 'una cola efímera'} en"
                 f" {endpoints(self._settings.urls)}. Ctrl-C para terminar.", None)
         self.link.healthy()
-        self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind_again, channel))
 
-    def _bind_again(self, channel) -> None:
+    def _bind(self, channel) -> None:
+        """Again and again: the broker tells nobody that a binding was removed."""
         if channel is self.link.channel:
             self.bind(channel)
-            self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind_again, channel))
+            self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind, channel))
 
     def _on_message(self, channel, method, properties, body) -> None:
         if channel is self.link.channel:
@@ -139,11 +129,7 @@ class Subscription:
             self._cancelled.set()
 
         channel = self.link.channel
-        if channel and self._consumer_tag:
-            channel.basic_cancel(self._consumer_tag, callback=cancelled)
+        if channel and channel.consumer_tags:
+            channel.basic_cancel(channel.consumer_tags[0], callback=cancelled)
         else:
             self._cancelled.set()
-
-    def _lost(self) -> None:
-        self.inbox = deque()
-        self._consumer_tag = ""
