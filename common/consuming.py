@@ -197,20 +197,18 @@ class Consumer:
         self.ledger.commit()
         self._step(batch[-1], "commit")
         self._ack(done, multiple=not self._failed)
-        confirmed = not self._failed or self._copies_confirmed()
-        if self._failed and confirmed:
+        if self._failed and self._copies_confirmed():
             self._step(batch[-1], "copia confirmada por el broker")
             self._ack(self._failed, multiple=True)
-            done += self._failed
-        console.print_deliveries(self.name, done)
-        self._counts.update(delivery.outcome for delivery in done)
-        if self.stop_wanted and not confirmed:
+        elif self._failed and self.stop_wanted:
             raise Stopped("Terminado.")
 
     def _ack(self, deliveries: list[Delivery], multiple: bool) -> None:
         if deliveries:
             self._io.call(partial(self._subscription.ack, deliveries, multiple))
             self._step(deliveries[-1], "ack")
+            console.print_deliveries(self.name, deliveries)
+            self._counts.update(delivery.outcome for delivery in deliveries)
 
     def _copies_confirmed(self) -> bool:
         """Publish the copies of what failed and wait for the confirms of all."""
