@@ -131,7 +131,7 @@ class Consumer:
 
         before(event) calls a service first, with nothing locked; a crash right after it means that
         it is called again. Raises PermanentError for a malformed body, and what the two raise."""
-        event = delivery.event = decode(delivery.body)
+        event = decode(delivery.body)
         delivery.event_id = event.id
         if event.type != USER_CREATED:
             delivery.outcome = "skipped"
@@ -192,8 +192,8 @@ class Consumer:
                 done.append(delivery)
             elif delivery.channel is self._subscription.link.channel:  # else it comes again
                 self._failed.append(delivery)
-            if delivery.redelivered and delivery.event:
-                crash_loop.forget(self.ledger, delivery.event.id)
+            if delivery.redelivered:
+                crash_loop.forget(self.ledger, delivery.event_id)
         self.ledger.commit()
         self._step(batch[-1], "commit")
         self._ack(done, multiple=not self._failed)

@@ -5,14 +5,13 @@ runs, and the count is deleted at its end, a success or a failure.
 """
 
 from contextlib import suppress
-from uuid import UUID
 
 from common.config import KitError
 from common.ledger import Ledger
 from common.retry import PermanentError
 
 MAX_STARTS = 5  # without an end
-TABLE = "CREATE TABLE IF NOT EXISTS started (event_id BLOB PRIMARY KEY, starts INTEGER);"
+TABLE = "CREATE TABLE IF NOT EXISTS started (event_id TEXT PRIMARY KEY, starts INTEGER);"
 
 
 class CrashLoop(PermanentError):
@@ -24,7 +23,7 @@ def note_start(ledger: Ledger, event_id: str) -> None:
     ledger.begin()
     [starts] = ledger.execute(
         "INSERT INTO started VALUES (?, 1) ON CONFLICT DO UPDATE SET starts = starts + 1"
-        " RETURNING starts", UUID(event_id).bytes).fetchone()
+        " RETURNING starts", event_id).fetchone()
     ledger.commit()
     if starts > MAX_STARTS:
         raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
@@ -32,13 +31,13 @@ def note_start(ledger: Ledger, event_id: str) -> None:
 
 def forget_at_exit(ledger: Ledger, delivery) -> None:
     """The script ends, and this event is not the cause: its starts do not count."""
-    if delivery.redelivered and delivery.event:
+    if delivery.redelivered:
         with suppress(KitError):  # the disk may be the reason of the end
-            forget(ledger, delivery.event.id)
+            forget(ledger, delivery.event_id)
             ledger.commit()
 
 
 def forget(ledger: Ledger, event_id: str) -> None:
     """In the transaction of the event."""
     ledger.begin()
-    ledger.execute("DELETE FROM started WHERE event_id = ?", UUID(event_id).bytes)
+    ledger.execute("DELETE FROM started WHERE event_id = ?", event_id)

@@ -15,7 +15,6 @@ import pika
 
 from common.config import Settings, endpoints
 from common.connection import IoThread, Link
-from common.events import Event
 from common.retry import attempt_of
 
 POLL_S = 0.2  # how soon Ctrl-C is noticed, on Windows too
@@ -35,7 +34,6 @@ class Delivery:
     body: bytes
     event_id: str
     attempt: int
-    event: Event | None = None
     outcome: str = ""  # done, duplicate, skipped, retry, dead
     line: str = ""
     why: str = ""
