@@ -44,7 +44,6 @@ def parameters(url: str, ca_file: Path | None, **more) -> pika.URLParameters:
         wanted.ssl_options = pika.SSLOptions(context, wanted.host)
     wanted.heartbeat = HEARTBEAT_S
     wanted.socket_timeout = wanted.stack_timeout = CONNECT_TIMEOUT_S
-    wanted.connection_attempts = 1
     for name, value in more.items():
         setattr(wanted, name, value)
     return wanted
