@@ -108,11 +108,11 @@ class IoThread(threading.Thread):
 
     def _close(self, deadline: float) -> None:
         closed = [link.close() for link in self.links]
-        if time.monotonic() < deadline and not all(closed):
+        if all(closed) or time.monotonic() > deadline:
+            self._stopped = True
+            self.ioloop.stop()
+        else:
             self.ioloop.call_later(0.02, lambda: self._close(deadline))
-            return
-        self._stopped = True
-        self.ioloop.stop()
 
 
 class Link:
@@ -133,12 +133,16 @@ class Link:
         self._url = self._printed = ""
         self._connection: Any = None
         self._failures = 0
-        self._pausing = self._closed = False
+        self._closed = False
         io.links.append(self)
 
     def open(self) -> None:
-        """Connect, unless that is done or under way."""
-        if self._closed or self._connection or self._pausing:
+        """Connect; the second call does nothing, as a lost connection comes back by itself."""
+        if not self._url:
+            self._connect()
+
+    def _connect(self) -> None:
+        if self._closed or self._connection:
             return
         self._url = next(self._urls)
         try:
@@ -159,7 +163,7 @@ class Link:
 
     def restart(self, words: str) -> None:
         """Give this connection up for a new one; `words` says why."""
-        if (self._connection or self._pausing) and not self._closed:
+        if self._url and not self._closed:
             self._drop(words)
 
     def close(self) -> bool:
@@ -178,8 +182,7 @@ class Link:
 
     def _channel_opened(self, channel) -> None:
         if channel.connection is self._connection and not self._closed:
-            channel.add_on_close_callback(
-                lambda channel, reason: self._lost(channel.connection, reason))
+            channel.add_on_close_callback(lambda _, reason: self._lost(channel.connection, reason))
             self.channel = channel
             self._on_channel(channel)
 
@@ -203,8 +206,7 @@ class Link:
     def _drop(self, words: str) -> None:
         connection, self._connection, self.channel = self._connection, None, None
         self.blocked = False
-        self._pausing = True
-        self._io.ioloop.call_later(backoff_s(self._failures), self._open_again)
+        self._io.ioloop.call_later(backoff_s(self._failures), self._connect)
         self._failures += 1
         _close(connection)
         self._on_lost()
@@ -213,11 +215,7 @@ class Link:
             self.print_line(f"Sin conexión con el broker: {words}.{advice} Se reintenta.", "warn")
         self._printed = words
 
-    def _open_again(self) -> None:
-        self._pausing = False
-        self.open()
-
-    def print_line(self, text: str, colour: str | None) -> None:
+    def print_line(self, text: str, colour: str | None = None) -> None:
         """Print from the I/O thread; if stdout fails, the main thread ends the script."""
         try:
             console.print_line(f"{console.clock()} {text}", colour)

@@ -94,9 +94,8 @@ class Subscription:
 
     def _on_consuming(self, _) -> None:
         if not self.link.connected_at:
-            self.link.print_line(
-                f"{self._consumer}: escucha {self._queue or 'una cola efímera'} en"
-                f" {endpoints(self._settings.urls)}. Ctrl-C para terminar.", None)
+            self.link.print_line(f"{self._consumer}: escucha {self._queue or 'una cola efímera'} en"
+                                 f" {endpoints(self._settings.urls)}. Ctrl-C para terminar.")
         self.link.healthy()
 
     def _bind(self, channel) -> None:
