@@ -91,12 +91,11 @@ class IoThread(threading.Thread):
         self.call = self.ioloop.add_callback_threadsafe
         self.error: Exception | None = None  # no reconnecting helps; for the main thread
         self.links: list[Link] = []
-        self._stopped = False
 
     def run(self) -> None:
-        while not self._stopped:
+        while True:
             try:
-                self.ioloop.start()
+                return self.ioloop.start()  # until its stop()
             except Exception as error:  # from within pika (docs/facts.md, pika 9)
                 for link in self.links:
                     link.restart(describe(error))
@@ -109,7 +108,6 @@ class IoThread(threading.Thread):
     def _close(self, deadline: float) -> None:
         closed = [link.close() for link in self.links]
         if all(closed) or time.monotonic() > deadline:
-            self._stopped = True
             self.ioloop.stop()
         else:
             self.ioloop.call_later(0.02, lambda: self._close(deadline))

@@ -38,8 +38,7 @@ class Consumer:
 
     Raises StateError, ConfigError, BrokerUnavailable (at --idle-timeout)."""
 
-    def __init__(self, name: str, options, tables: str = "",
-                 summary: Callable | None = None):
+    def __init__(self, name: str, options, tables: str = "", summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
         self.stop_wanted, self._queue = False, ""
         stop_on_signals(self)
