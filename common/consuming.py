@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 from common import console, crash_loop, exchange, simulation
@@ -162,7 +163,10 @@ class Consumer:
         Ack the original once the copy is confirmed. A KitError (disk, settings) is not the event's
         fault: it is raised again, ends the script, and nothing of the batch is acked."""
         if isinstance(error, KitError):
-            crash_loop.forget_at_exit(self.ledger, delivery)
+            if delivery.redelivered:  # its starts do not count
+                with suppress(KitError):  # the disk may be the reason
+                    crash_loop.forget(self.ledger, delivery.event_id)
+                    self.ledger.commit()
             raise error
         delays = () if self.options.ephemeral else self.settings.retry_delays
         self._fail(delivery, error, next_delay_s(error, delivery.attempt, delays))

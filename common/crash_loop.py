@@ -4,9 +4,6 @@ A redelivered event may have killed a process. So its start is counted on disk b
 runs, and the count is deleted at its end, a success or a failure.
 """
 
-from contextlib import suppress
-
-from common.config import KitError
 from common.ledger import Ledger
 from common.retry import PermanentError
 
@@ -27,14 +24,6 @@ def note_start(ledger: Ledger, event_id: str) -> None:
     ledger.commit()
     if starts > MAX_STARTS:
         raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
-
-
-def forget_at_exit(ledger: Ledger, delivery) -> None:
-    """The script ends, and this event is not the cause: its starts do not count."""
-    if delivery.redelivered:
-        with suppress(KitError):  # the disk may be the reason of the end
-            forget(ledger, delivery.event_id)
-            ledger.commit()
 
 
 def forget(ledger: Ledger, event_id: str) -> None:
