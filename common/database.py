@@ -15,7 +15,7 @@ from common.retry import PermanentError
 
 LOCK_POLL_S = 0.1  # how soon a stop is noticed while another process writes
 COMFORT = "Lo que ya estaba en el broker o en STATE_DIR no se pierde."
-_DISK = {
+_ADVICE = {
     "disk is full": "el disco está lleno: libera espacio",
     "image is malformed": "está dañado: apártalo, sin borrarlo,",
     "not a database": "no es una base de datos: apártalo, sin borrarlo,",
@@ -23,6 +23,8 @@ _DISK = {
     "unable to open database": "no se puede abrir: revisa los permisos de la carpeta",
     "disk i/o error": "el disco falló: revísalo",
     "is locked": "otro programa lo tiene bloqueado: ciérralo",
+    "no transaction is active":
+        "el trabajo de un evento deshizo la transacción: quita de él OR ROLLBACK",
 }
 
 
@@ -55,12 +57,12 @@ def open_database(path: Path, tables: str, stop_wanted=lambda: False) -> sqlite3
 
 
 def problem(path: Path, error: BaseException) -> BaseException:
-    """A StateError for what the disk did; any other error stays what it is."""
+    """A StateError for what the disk, or OR ROLLBACK, did; any other error stays what it is."""
     if not isinstance(error, sqlite3.Error):
         return error
     if "not authorized" in str(error):  # Ledger.once()
         return PermanentError("el trabajo de un evento no hace commit ni rollback: los hace el kit")
-    for sign, advice in _DISK.items():
+    for sign, advice in _ADVICE.items():
         if sign in str(error).lower():
             return StateError(f"No se puede usar {path}: {advice} y arranca de nuevo. {COMFORT}")
     return error
@@ -73,14 +75,6 @@ def state_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise problem(path, error) from None
-
-
-def undone(path: Path, error: BaseException | None) -> BaseException:
-    """Why a transaction ended before its commit: a full disk, or a handler's OR ROLLBACK."""
-    found = problem(path, error) if error else None
-    return found if isinstance(found, StateError) else StateError(
-        f"El trabajo de un evento deshizo la transacción de {path.name}: quita de él OR ROLLBACK"
-        f" y arranca de nuevo. {COMFORT}")
 
 
 def wait_longer(path: Path, error: sqlite3.Error, tries: int, stop_wanted: bool) -> None:

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from uuid import UUID
 
-from common.database import LOCK_POLL_S, open_database, problem, undone, wait_longer
+from common.database import LOCK_POLL_S, open_database, problem, wait_longer
 from common.events import Event
 
 KEEP_DAYS = 90  # a copy of an event that arrives later than this is done again
@@ -34,14 +34,13 @@ class Ledger:
         """Begin a transaction, if none is open. Raises StateError if SQLite undid the last one."""
         if not self.db.in_transaction:
             if self._began_at:  # SQLite may undo it after an error
-                raise undone(self.path, error)
+                raise problem(self.path, error or sqlite3.Error("no transaction is active"))
             self.execute("BEGIN IMMEDIATE")
             self._began_at = time.monotonic()
 
     def commit(self) -> None:
         if self._began_at:
-            self.begin()
-            self.execute("COMMIT /* kit */")
+            self.execute("COMMIT /* kit */")  # raises if it is undone
             if time.monotonic() - self._began_at > 0.2:  # the others get their turn
                 time.sleep(LOCK_POLL_S / 2)
             self._began_at = 0.0
