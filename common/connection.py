@@ -149,7 +149,7 @@ class Link:
                 on_open_callback=self._opened, on_open_error_callback=self._lost,
                 on_close_callback=self._lost)
         except (AMQPError, OSError, ValueError) as error:
-            self._drop(describe(error))
+            self.restart(describe(error))
 
     def healthy(self) -> None:
         """The channel is of use: the next failure counts as the first."""
@@ -158,11 +158,6 @@ class Link:
         if self._printed and not self._quiet:
             self.print_line("Conectado de nuevo con el broker.", "ok")
         self._printed = ""
-
-    def restart(self, words: str) -> None:
-        """Give this connection up for a new one; `words` says why."""
-        if self._url and not self._closed:
-            self._drop(words)
 
     def close(self) -> bool:
         """Close it for good; whether the broker has answered yet."""
@@ -199,9 +194,12 @@ class Link:
         if refused := refusal(reason, self._url):
             self._io.error = refused
         else:
-            self._drop(describe(reason))
+            self.restart(describe(reason))
 
-    def _drop(self, words: str) -> None:
+    def restart(self, words: str) -> None:
+        """Give this connection up for a new one, after a pause; `words` says why."""
+        if self._closed or not self._url:
+            return
         connection, self._connection, self.channel = self._connection, None, None
         self.blocked = False
         self._io.ioloop.call_later(backoff_s(self._failures), self._connect)
