@@ -161,9 +161,8 @@ class Link:
 
     def close(self) -> bool:
         """Close it for good; whether the broker has answered yet."""
-        if not self._closed:
-            self._closed, self.channel = True, None
-            _close(self._connection)
+        self._closed, self.channel = True, None
+        _close(self._connection)
         return not self._connection or self._connection.is_closed
 
     def _opened(self, connection) -> None:

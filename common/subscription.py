@@ -105,12 +105,11 @@ class Subscription:
             self._io.ioloop.call_later(BIND_AGAIN_S, partial(self._bind, channel))
 
     def _on_message(self, channel, method, properties, body) -> None:
-        if channel is self.link.channel:
-            attempt = attempt_of(properties.headers) if properties.headers else 1
-            self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered, properties,
-                                       body, str(properties.message_id or ""), attempt))
-            if not self._arrived.is_set():
-                self._arrived.set()
+        attempt = attempt_of(properties.headers) if properties.headers else 1
+        self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered, properties,
+                                   body, str(properties.message_id or ""), attempt))
+        if not self._arrived.is_set():
+            self._arrived.set()
 
     def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
         """multiple: one frame for all, as nothing before the last of them is still open."""
