@@ -126,9 +126,11 @@ class DeadLetters:
                 self._connection.close()  # with it the turn
 
     def basic_ack(self, found: DeadLetter) -> None:
-        """Remove it; many acks are written together."""
+        """Remove it; the acks of a hundred are written together."""
         self._acked.append(found.tag)
         self._held -= 1
+        if len(self._acked) == 100:
+            self._write_acks()
 
     def sleep(self, seconds: float) -> None:
         self._write_acks()
