@@ -23,8 +23,8 @@ KINDS = {"by_type": "por tipo", "by_day": "por día", "by_domain": "por dominio"
 
 
 def count(event, db):
-    """The work. once() runs it in one transaction with the note that the event
-    is done, so an event that arrives twice counts once."""
+    """The work. It is committed with the note that the event is done, so an
+    event that arrives twice counts once."""
     domain = event.email.rpartition("@")[2].lower()
     db.executemany("INSERT INTO counters VALUES (?, ?, 1)"
                    " ON CONFLICT DO UPDATE SET count = count + 1",
@@ -67,12 +67,12 @@ def main(argv=None):
                 QUEUE, prefetch_count=options.prefetch):
             try:
                 line = consumer.once(delivery, count)
-            except PermanentError as error:  # malformed: no retry can help
-                consumer.dead_letter(delivery, error)  # copy it there, then ack
+            except PermanentError as error:  # no retry can help
+                consumer.dead_letter(delivery, error)  # copy to DLQ, then ack
             except Exception as error:  # 5 s, then 30, then 120; then as above
                 consumer.retry(delivery, error)  # copy to retry queue, then ack
             else:
-                consumer.basic_ack(delivery, line)  # after the commit
+                consumer.basic_ack(delivery, line)  # sent after the commit
 
 
 if __name__ == "__main__":

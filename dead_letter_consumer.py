@@ -40,11 +40,11 @@ def replay(dead_letters, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     edited = exported.read(Path(options.file)) if options.file else None
     outcomes, replayed, hopeless = Outcomes(), set(), 0
-    copies: dict = {}  # id() of a copy without an answer -> its original
+    copies: dict = {}  # the message without an answer -> its dead letter
 
     def settle(most_unanswered):
         for message, answer in channel.answers(most_unanswered):
-            found = copies.pop(id(message.properties))
+            found = copies.pop(message)
             if answer == ACK:
                 dead_letters.basic_ack(found)
             outcomes.add(found, ANSWERS.get(answer, "refused"))
@@ -56,7 +56,7 @@ def replay(dead_letters, options):
             for found in chosen(dead_letters, options, edited):
                 key = found.message_id, found.source_queue, found.replays
                 if key in replayed:
-                    continue  # it failed again, where a clock is late
+                    continue  # its replay failed already (a clock is late)
                 replayed.add((*key[:2], found.replays + 1))
                 headers, body = replay_headers(found.headers), found.body
                 if edited is not None:
@@ -69,15 +69,15 @@ def replay(dead_letters, options):
                 if outcome:
                     outcomes.add(found, outcome)
                     continue
-                properties = copied_properties(found.properties, headers)
-                copies[id(properties)] = found
-                channel.basic_publish(
+                message = channel.basic_publish(
                     exchange="", routing_key=found.source_queue, body=body,
-                    properties=properties, mandatory=True)
+                    properties=copied_properties(found.properties, headers),
+                    mandatory=True)
+                copies[message] = found
                 settle(0 if options.rate else WINDOW - 1)
         finally:
             settle(0)
-    for key in edited or ():  # those that were found have left it
+    for key in edited or ():  # what is left in it was not found
         outcomes.add(key, "gone")
     code = outcomes.close(dead_letters.later)
     if hopeless:

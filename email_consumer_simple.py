@@ -25,8 +25,8 @@ CREATE TABLE IF NOT EXISTS outbox
 
 
 def record_email(smtp_url, event, db):
-    """The work. once() runs it in one transaction with the note that the event
-    is done, so an event that arrives twice makes one e-mail."""
+    """The work. It is committed with the note that the event is done, so an
+    event that arrives twice makes one e-mail."""
     db.execute("INSERT OR REPLACE INTO outbox VALUES (?, ?, ?)",
                (event.id, event.email, mail.welcome(event, smtp_url)))
     return f"correo enviado a {event.email}"
@@ -47,8 +47,8 @@ def main(argv=None):
     options = cli.consumer_options(__doc__, argv)
     smtp_url = options.settings.smtp_url
     work = partial(record_email, smtp_url)
-    # What a server has taken cannot be undone: it is sent before the row is
-    # written. A crash between the two sends it again, same Message-ID.
+    # An e-mail cannot be taken back, so the server gets it before its row is
+    # committed. A crash between the two sends it again, same Message-ID.
     send = partial(mail.send, smtp_url) if smtp_url else None
     with Consumer("email", options, TABLES) as consumer:
         if options.report:
@@ -62,12 +62,12 @@ def main(argv=None):
                 QUEUE, prefetch_count=options.prefetch):
             try:
                 line = consumer.once(delivery, work, before=send)
-            except PermanentError as error:  # malformed: no retry can help
-                consumer.dead_letter(delivery, error)  # copy it there, then ack
+            except PermanentError as error:  # no retry can help
+                consumer.dead_letter(delivery, error)  # copy to DLQ, then ack
             except Exception as error:  # 5 s, then 30, then 120; then as above
                 consumer.retry(delivery, error)  # copy to retry queue, then ack
             else:
-                consumer.basic_ack(delivery, line)  # after the commit
+                consumer.basic_ack(delivery, line)  # sent after the commit
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def level_3_confirmed(channel, events):
 
 
 def answered(channel, most_unanswered):
-    """Wait until at most so many lack an answer; what became of the others."""
+    """(id, outcome) of each answer, until at most so many events have none."""
     for message, answer in channel.answers(most_unanswered):
         if answer == ACK:  # every bound queue has it; a quorum queue, on disk
             yield message.id, "confirmed"
@@ -68,7 +68,7 @@ def answered(channel, most_unanswered):
             yield message.id, "returned"
         elif answer == NACK:  # a queue cannot take it now
             channel.publish_again(message)
-        else:  # no answer for --timeout seconds: nobody knows
+        else:  # --timeout seconds without an ack or a return: nobody knows
             yield message.id, "unconfirmed"
 
 
@@ -81,7 +81,7 @@ def main(argv=None):
         check_user(options.nombre, options.email)
     tally = Tally(options)
     with tally, opened(options, tally) as (channel, sleep, events):
-        until_silence = takewhile(
+        until_silence = takewhile(  # no new event after an unconfirmed one
             lambda _: not tally.counts["unconfirmed"], events)
         paced = cli.paced(until_silence, options.rate, sleep)
         for event_id, outcome in LEVELS[options.level](channel, paced):

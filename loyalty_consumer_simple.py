@@ -23,9 +23,9 @@ CREATE TABLE IF NOT EXISTS accounts
 
 
 def open_account(event, db):
-    """The work. once() runs it in one transaction with the note that the event
-    is done, so an event that arrives twice adds its points once (and two
-    different events of a user add twice)."""
+    """The work. It is committed with the note that the event is done, so an
+    event that arrives twice adds its points once (and two different events of
+    a user add twice)."""
     db.execute("INSERT INTO accounts VALUES (?, ?, ?) ON CONFLICT (user_id)"
                " DO UPDATE SET points = points + excluded.points",
                (event.user_id, event.nombre, WELCOME_POINTS))
@@ -57,12 +57,12 @@ def main(argv=None):
                 QUEUE, prefetch_count=options.prefetch):
             try:
                 line = consumer.once(delivery, open_account)
-            except PermanentError as error:  # malformed: no retry can help
-                consumer.dead_letter(delivery, error)  # copy it there, then ack
+            except PermanentError as error:  # no retry can help
+                consumer.dead_letter(delivery, error)  # copy to DLQ, then ack
             except Exception as error:  # 5 s, then 30, then 120; then as above
                 consumer.retry(delivery, error)  # copy to retry queue, then ack
             else:
-                consumer.basic_ack(delivery, line)  # after the commit
+                consumer.basic_ack(delivery, line)  # sent after the commit
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from common.views.management import Management
 
 
 def declare(channel, settings):
-    """The whole topology; the reason of each argument: docs/topologia.md."""
+    """exchange.declare(), written out; each argument: docs/topologia.md."""
     channel.exchange_declare(
         exchange=EXCHANGE, exchange_type="fanout", durable=True)
     channel.queue_declare(queue=DEAD_LETTER_QUEUE, durable=True,
@@ -83,9 +83,9 @@ def check(connection, settings, management):
 
 
 def reset(settings, management, options):
-    """Delete everything, unless somebody or something says no. A connection
-    would not outlive a long silence: ask without one, then look again."""
-    for asked in (True,) if options.yes else (False, True):
+    """Look, ask without a connection, which would not outlive a long silence;
+    look again, and delete. With --yes, only the second look."""
+    for last_look in (True,) if options.yes else (False, True):
         with connect(settings) as connection:
             there = [state for state in status.look(
                 connection, settings, management) if state.ready is not None]
@@ -99,12 +99,12 @@ def reset(settings, management, options):
                     "No se borra nada: esas colas tienen mensajes o"
                     " consumidores. Para borrarlas con todo, --force.")
             messages = sum(state.messages for state in there)
-            if asked:
+            if last_look:
                 channel = connection.channel()
                 for state in there:
                     channel.queue_delete(queue=state.queue.name)
                 channel.exchange_delete(exchange=EXCHANGE)
-        if not asked and not cli.confirm(
+        if not last_look and not cli.confirm(
                 f"Colas: {len(there)}, mensajes: {messages}. ¿Borrarlo todo?"):
             raise KitError("No se borra nada. Para no preguntar: --yes.")
     console.print_notice(f"Colas borradas: {len(there)}, mensajes: {messages}.")

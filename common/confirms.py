@@ -25,7 +25,7 @@ ACK, NACK, RETURN, TIMEOUT = "ack", "nack", "return", "timeout"
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """sent_at: by time.monotonic(); a message sent again after a nack keeps the first one.
+    """sent_at: by time.monotonic(); a nack does not renew it, so ten seconds of them are late too.
     answer: NACK or RETURN, until it is sent again."""
 
     id: str
@@ -46,13 +46,13 @@ class Publisher:
 
     def __init__(self, io: IoThread, settings: Settings, declare: Callable, quiet: bool):
         self.link = Link(io, settings, self._channel_opened, self._lost, quiet)
-        self.unanswered: dict[Message, None] = {}  # in order, as keys
+        self.unanswered: dict[Message, None] = {}  # a set that keeps its order
         self.answers: deque[tuple[Message, str]] = deque()  # for the main thread to take
         self.arrived = threading.Event()
         self._ioloop, self._declare = io.ioloop, declare
         self._channel: Any = None
         self._waiting: deque[Message] = deque()
-        self._unconfirmed: dict[int, Message] = {}  # by delivery tag, oldest first
+        self._by_tag: dict[int, Message] = {}  # sent, without an answer; oldest first
         self._last_tag = 0
 
     def send(self, messages: list[Message]) -> None:
@@ -71,7 +71,7 @@ class Publisher:
         if not self._channel or not self._waiting:
             return
         with one_write(self._channel.connection):
-            while self._waiting and len(self._unconfirmed) < WINDOW:
+            while self._waiting and len(self._by_tag) < WINDOW:
                 message = self._waiting.popleft()
                 if message not in self.unanswered:  # given up
                     continue
@@ -79,7 +79,7 @@ class Publisher:
                     message.sent_at = time.monotonic()
                 message.answer = ""
                 self._last_tag += 1
-                self._unconfirmed[self._last_tag] = message
+                self._by_tag[self._last_tag] = message
                 self._channel.basic_publish(message.exchange, message.routing_key, message.body,
                                             message.properties, message.mandatory)
 
@@ -98,7 +98,7 @@ class Publisher:
 
     def _on_return(self, channel, method, properties, _body) -> None:
         """No queue took it; its ack comes right after it (docs/facts.md, broker 12)."""
-        for message in self._unconfirmed.values() if channel is self._channel else ():
+        for message in self._by_tag.values() if channel is self._channel else ():
             if message.id == str(properties.message_id) and not message.answer and (
                     message.routing_key == method.routing_key):
                 message.answer = RETURN
@@ -110,8 +110,8 @@ class Publisher:
             return
         tags = [method.delivery_tag]
         if method.multiple:  # all up to and including this one
-            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))
-        messages = [self._unconfirmed.pop(tag) for tag in tags if tag in self._unconfirmed]
+            tags = list(takewhile(lambda tag: tag <= method.delivery_tag, self._by_tag))
+        messages = [self._by_tag.pop(tag) for tag in tags if tag in self._by_tag]
         refused = isinstance(method, pika.spec.Basic.Nack)
         for message in messages:
             if refused:
@@ -124,14 +124,14 @@ class Publisher:
 
     def _lost(self) -> None:
         self._channel = None
-        self._waiting.extendleft(reversed(self._unconfirmed.values()))
-        self._unconfirmed.clear()
+        self._waiting.extendleft(reversed(self._by_tag.values()))
+        self._by_tag.clear()
 
     def _watch(self, channel) -> None:
         """A broker that is silent gets a new connection; an alarm is no silence."""
         if self.link.blocked:
-            self.link.healthy()  # so that what was late counts from now
-        elif any(self._is_late(message) for message in self._unconfirmed.values()):
+            self.link.healthy()  # from now on what _is_late() counts
+        elif any(self._is_late(message) for message in self._by_tag.values()):
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
         if channel is self._channel:
             self._ioloop.call_later(1, lambda: self._watch(channel))

@@ -32,7 +32,7 @@ BLOCKED_TIMEOUT_S = 30  # of connect(); a Link waits as long as an alarm lasts
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 
-logging.getLogger("pika").setLevel(logging.CRITICAL)  # own words (docs/facts.md, pika 6)
+logging.getLogger("pika").setLevel(logging.CRITICAL)  # the kit says it (docs/facts.md, pika 6)
 patches.tolerant_decoder(pika.data)
 patches.short_waits(SelectPoller)
 

@@ -5,7 +5,7 @@ Events that arrived together are a batch: one transaction. finish() ends it, in 
     commit -> ack what is done -> publish a copy of what failed -> wait for confirms -> ack the rest
 
 If the process dies between any two steps, the broker delivers again, and the ledger turns what is
-done already into a duplicate: nothing is lost, nothing is done twice.
+done already into a duplicate: nothing is lost, no effect happens twice; a copy may exist twice.
 """
 
 import sys
@@ -42,16 +42,16 @@ class Consumer:
     def __init__(self, name: str, options, tables: str = "", summary: Callable | None = None):
         self.name, self.options, self.settings = name, options, options.settings
         self.stop_wanted, self._queue = False, ""
-        stop_on_signals(self)
-        kit = "" if options.report else crash_loop.TABLE + exchange.announcement(self.settings)
-        self.ledger = Ledger(state_dir(options, name), name, kit + tables, lambda: self.stop_wanted)
+        stop_on_signals(self)  # they set stop_wanted
+        own = "" if options.report else crash_loop.TABLE + exchange.announcement(self.settings)
+        self.ledger = Ledger(state_dir(options, name), name, own + tables, lambda: self.stop_wanted)
         self._summary, self._summarized, self._counts = summary, 0, Counter[str]()
         self._tick_at = self._forget_at = self._stop_at = 0.0  # of time.monotonic()
         self._batch: list[Delivery] = []  # has a verb, and is not finished
         self._failed: list[Delivery] = []  # of the batch that is being finished
         self._io = IoThread()
         self._subscription = Subscription(self._io, self.settings, name)
-        # Of its own: an alarm blocks a publishing connection, acks too (docs/facts.md, broker 15).
+        # Its own connection: an alarm blocks all of one that publishes (docs/facts.md, broker 15).
         self._copies = ConfirmedChannel(self.settings, declare=self._subscription.declare,
                                         io=self._io, give_up=self._give_up, quiet=True)
 
@@ -59,7 +59,7 @@ class Consumer:
         return self
 
     def __exit__(self, kind, error, _) -> bool:
-        if self._io.is_alive():
+        if self._io.is_alive():  # since basic_consume()
             self._subscription.cancel()
             self._io.stop(CLOSE_TIMEOUT_S)
             if kind in (None, Stopped):
@@ -70,7 +70,7 @@ class Consumer:
         return kind is Stopped
 
     def exchange_declare(self, exchange: str, exchange_type: str) -> None:
-        """Durable. Like the next two, it is repeated on each new connection."""
+        """Durable. Only noted, like the next two: each connection that is opened runs them."""
         self._subscription.declarations.append(lambda channel: channel.exchange_declare(
             exchange=exchange, exchange_type=exchange_type, durable=True))
 
@@ -92,13 +92,13 @@ class Consumer:
         limit, begun, link = self.options.limit or sys.maxsize, 0, self._subscription.link
         self._io.start()
         self._subscription.start("" if self.options.ephemeral else queue,
-                                 min(prefetch_count, limit))
+                                 min(prefetch_count, limit))  # --limit takes no more
         active_at = batch_at = time.monotonic()
         while not self.stop_wanted and begun < limit:
             delivery, moment = self._subscription.next(), time.monotonic()
             if moment > self._tick_at:
                 self._tick(moment)
-            if delivery is None:
+            if delivery is None:  # a batch is left only if a loss emptied the inbox
                 self.finish()
                 idle_s = moment - max(active_at, link.connected_at)
                 if idle_s > (self.options.idle_timeout or sys.maxsize):
@@ -115,8 +115,8 @@ class Consumer:
                 batch_at = moment
             begun += 1
             self._step(delivery, "recibido" + ", reentregado" * delivery.redelivered)
-            yield delivery
-            if not delivery.line:  # set by every verb, not by once()
+            yield delivery  # the script calls once() and a verb, then this goes on
+            if not delivery.line:  # each verb sets it
                 raise KitError("Un evento quedó sin verbo: llama a basic_ack, retry o dead_letter.")
             active_at = time.monotonic()
             if alone or not self._subscription.inbox or active_at - batch_at > BATCH_S:
@@ -126,8 +126,8 @@ class Consumer:
             raise no_broker(self.settings.urls)
 
     def once(self, delivery: Delivery, handler: Callable, before: Callable | None = None):
-        """Do handler(event, db) once, in one transaction with the ledger row. Returns its line,
-        None for an event that was done before.
+        """Do handler(event, db) once, in the batch's transaction, with the ledger row. Returns its
+        line, None for an event that was done before.
 
         before(event) calls a service first, with nothing locked; a crash right after it means that
         it is called again. Raises PermanentError for a malformed body, and what the two raise."""
@@ -143,7 +143,7 @@ class Consumer:
                             attempts=len(self.settings.retry_delays) + 1)
         if before:
             self.finish()
-            if delivery.channel is not self._subscription.link.channel:
+            if delivery.channel is not self._subscription.link.channel:  # finish() drops it
                 raise ConnectionError("se perdió el canal: el evento llegará otra vez")
             if not self.ledger.is_done(event.id):
                 before(event)
@@ -152,18 +152,18 @@ class Consumer:
         return line
 
     def basic_ack(self, delivery: Delivery, line: str | None = None) -> None:
-        """Ack it, after the commit; line: what to print."""
+        """It is done: finish() commits, acks it and prints `line`."""
         delivery.outcome = delivery.outcome or "done"
         delivery.line = line or "duplicado, ya procesado"
         self._step(delivery, "trabajo hecho" if line else "ya procesado")
         self._batch.append(delivery)
 
     def retry(self, delivery: Delivery, error: Exception) -> None:
-        """Send a copy to the retry queue of this attempt; after the last, to the dead letter queue.
-        Ack the original once the copy is confirmed. A KitError (disk, settings) is not the event's
-        fault: it is raised again, ends the script, and nothing of the batch is acked."""
+        """It failed: finish() sends a copy to the retry queue of this attempt (after the last, to
+        dead_letter_queue), and acks it once the copy is confirmed. A KitError (disk, settings) is
+        not the event's fault: it is raised again, ends the script, and nothing is acked."""
         if isinstance(error, KitError):
-            if delivery.redelivered:  # its starts do not count
+            if delivery.redelivered:  # this is an end, not a crash
                 with suppress(KitError):  # the disk may be the reason
                     crash_loop.forget(self.ledger, delivery.event_id)
                     self.ledger.commit()
@@ -172,7 +172,7 @@ class Consumer:
         self._fail(delivery, error, next_delay_s(error, delivery.attempt, delays))
 
     def dead_letter(self, delivery: Delivery, error: Exception) -> None:
-        """Send a copy to the dead letter queue; ack the original once it is confirmed."""
+        """It failed for good: the same, with a copy to dead_letter_queue at once."""
         self._fail(delivery, error, None)
 
     def _fail(self, delivery: Delivery, error: Exception, delay_s: float | None) -> None:
@@ -185,7 +185,8 @@ class Consumer:
         self._batch.append(delivery)
 
     def finish(self) -> None:
-        """Finish the batch, as above. Raises Stopped before a later ack could cover what failed."""
+        """Finish the batch, as above. Raises Stopped at a stop while a copy has no confirm: the ack
+        of a later batch, with multiple=True, would cover the original."""
         batch, self._batch = self._batch, []
         if not batch:
             return
@@ -193,7 +194,7 @@ class Consumer:
         for delivery in batch:
             if not delivery.copy:
                 done.append(delivery)
-            elif delivery.channel is self._subscription.link.channel:  # else it comes again
+            elif delivery.channel is self._subscription.link.channel:  # else lost: it comes again
                 self._failed.append(delivery)
             if delivery.redelivered:
                 crash_loop.forget(self.ledger, delivery.event_id)
@@ -210,7 +211,7 @@ class Consumer:
         if deliveries:
             self._io.call(partial(self._subscription.ack, deliveries, multiple))
             self._step(deliveries[-1], "ack")
-            console.print_deliveries(self.name, deliveries)
+            console.print_deliveries(self.name, deliveries)  # also if the channel is lost by now
             self._counts.update(delivery.outcome for delivery in deliveries)
 
     def _copies_confirmed(self) -> bool:

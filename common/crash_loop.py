@@ -21,7 +21,7 @@ def note_start(ledger: Ledger, event_id: str) -> None:
     [starts] = ledger.execute(
         "INSERT INTO started VALUES (?, 1) ON CONFLICT DO UPDATE SET starts = starts + 1"
         " RETURNING starts", event_id).fetchone()
-    ledger.commit()
+    ledger.commit()  # of this alone: a redelivered event is a batch of its own
     if starts > MAX_STARTS:
         raise CrashLoop(f"el proceso ha muerto más de {MAX_STARTS} veces con este evento")
 

@@ -34,7 +34,7 @@ class StateError(KitError):
 
 
 class Stopped(KitError):
-    """Ctrl-C while another process has the file."""
+    """Ctrl-C, while another process has the file or a copy has no confirm."""
     exit_code = 0
 
 

@@ -12,11 +12,11 @@ EXCHANGE = "user_events"
 DEAD_LETTER_QUEUE = "dead_letter_queue"
 CONSUMERS = {"email": "email_queue", "loyalty": "loyalty_queue", "analytics": "analytics_queue"}
 
-# The broker's backstop, far above what clean shutdowns use up; RabbitMQ 4 would take 20,
-# and -1 loses messages on 3.10 (docs/facts.md, broker 4 and 5).
+# For what crash_loop.py cannot count, and far above what clean stops use up. Without it RabbitMQ 4
+# takes 20, and -1 loses messages on 3.10 (docs/facts.md, broker 4 and 5).
 DELIVERY_LIMIT = 100
 DEAD_LETTER_DELIVERY_LIMIT = 1_000_000
-# Dead-lettering with confirms: of quorum queues only (docs/facts.md, broker 1).
+# At a TTL or limit a message moves on with a confirm; quorum queues only (docs/facts.md, broker 1).
 AT_LEAST_ONCE = {"x-dead-letter-strategy": "at-least-once", "x-overflow": "reject-publish"}
 
 
@@ -90,7 +90,7 @@ def topology(settings: Settings, *queues: str) -> list[Queue]:
 
 def declare(channel, settings: Settings, *queues: str) -> None:
     """Declare the exchange and that topology; a queue with other arguments is refused (406). An
-    asynchronous channel does not wait here: the broker handles what is sent next after it."""
+    asynchronous channel does not wait here: the broker keeps the order of what it is sent."""
     declare_exchange(channel)
     for queue in topology(settings, *queues):
         declare_queue(channel, queue)

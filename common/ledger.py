@@ -14,7 +14,7 @@ from common.events import Event
 KEEP_DAYS = 90  # a copy of an event that arrives later than this is done again
 TABLE = """CREATE TABLE IF NOT EXISTS done (
     event_id BLOB PRIMARY KEY, done_at INTEGER NOT NULL) WITHOUT ROWID;"""
-_DENIED = sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT  # to a handler: others share it
+_DENIED = sqlite3.SQLITE_TRANSACTION, sqlite3.SQLITE_SAVEPOINT  # to handlers: a batch shares one
 
 
 class Ledger:
@@ -26,12 +26,13 @@ class Ledger:
         self.path = state_dir / f"{consumer}.db" if state_dir else Path(":memory:")
         self._stop_wanted, self._in_handler, self._began_at = stop_wanted, False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
-        # SQLite asks when it compiles a statement; ours are in the cache, under texts of their own.
+        # SQLite asks when it compiles a statement, not when Python finds it in its cache: the kit's
+        # COMMIT has a text of its own, so that no handler finds it there.
         self.db.set_authorizer(lambda action, *_: (
             sqlite3.SQLITE_DENY if self._in_handler and action in _DENIED else sqlite3.SQLITE_OK))
 
     def begin(self, error: Exception | None = None) -> None:
-        """Begin a transaction, if none is open. Raises StateError if SQLite undid the last one."""
+        """Begin a transaction, if none is open. Raises if SQLite undid the last one."""
         if not self.db.in_transaction:
             if self._began_at:  # SQLite may undo it after an error
                 raise problem(self.path, error or sqlite3.Error("no transaction is active"))
@@ -50,7 +51,7 @@ class Ledger:
         row = bytes.fromhex(event.id.replace("-", "")), int(time.time())  # UUID().bytes is slow
         line, error = None, None
         self.begin()
-        self.execute("SAVEPOINT kit_event")
+        self.execute("SAVEPOINT kit_event")  # a failure undoes this event, not the batch
         try:
             if self.db.execute("INSERT OR IGNORE INTO done VALUES (?, ?)", row).rowcount:
                 self._in_handler = True
@@ -58,7 +59,7 @@ class Ledger:
         except Exception as raised:
             error = raised
         self._in_handler = False
-        self.begin(error)  # is it still open?
+        self.begin(error)  # raises if the handler's OR ROLLBACK ended the transaction
         if error:
             self.execute("ROLLBACK TO kit_event")
         self.execute("RELEASE kit_event")

@@ -1,7 +1,7 @@
 """Publishing with confirms, as the main thread sees it: publish, then take the answers.
 
-Many messages are under way at once. With an outbox, each is on disk from before it is sent until
-its ack.
+Many messages are under way at once, each in `unanswered` until its answer is taken: _batch ->
+outbox (on disk until its ack) -> _waiting -> _by_tag -> answers (common/confirms.py).
 """
 
 import time
@@ -19,7 +19,7 @@ from common.events import Event
 from common.outbox import Outbox
 
 BATCH = 200  # messages written to the outbox in one transaction
-BATCH_S = 0.01  # a smaller batch goes out after this time
+BATCH_S = 0.01  # a batch goes out with the first message that comes later than this
 AGAIN_S = 0.5  # the pause of publish_again()
 CLOSE_TIMEOUT_S = 2
 POLL_S = 0.1
@@ -39,7 +39,7 @@ class ConfirmedChannel:
     (docs/facts.md, broker 11). Gives up after timeout_s without an answer.
 
     declare(channel) replaces that declaration. A consumer has its own io and give_up() instead of
-    `with` and timeout_s. unanswered: the messages that have no answer, as keys."""
+    `with` and timeout_s. unanswered: the messages without an answer, as keys, in order."""
 
     def __init__(self, settings: Settings, timeout_s: float = 0, outbox: Outbox | None = None,
                  declare: Callable | None = None, io: IoThread | None = None,
@@ -59,19 +59,18 @@ class ConfirmedChannel:
         return self
 
     def __exit__(self, *_) -> None:
-        """Take the last answers, counted in `late`; what has no ack stays in the outbox, with the
-        last batch, which is no longer sent."""
+        """Take the last answers, counted in `late`; what has no ack stays in the outbox."""
         self._io.stop(CLOSE_TIMEOUT_S)
         self.late = Counter(answer for _, answer in self._new_answers())
-        self._send_batch()
+        self._flush()  # to the outbox only: the I/O thread has ended
 
     def confirm_delivery(self) -> None:
         """Open the channel; the broker answers for each message on it."""
         self._io.call(self._publisher.link.open)
 
     def basic_publish(self, exchange: str, routing_key: str, body: bytes,
-                      properties: pika.BasicProperties, mandatory: bool) -> None:
-        """Publish, with the batch that this message completes."""
+                      properties: pika.BasicProperties, mandatory: bool) -> Message:
+        """Take it into the batch, which goes out when it is full or due. Returns the message."""
         message = Message(str(properties.message_id), exchange, routing_key, body, properties,
                           mandatory)
         if not self.unanswered:  # until now no answer was waited for
@@ -79,7 +78,8 @@ class ConfirmedChannel:
         self.unanswered[message] = None
         self._batch.append(message)
         if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
-            self._send_batch()
+            self._flush()
+        return message
 
     def publish_again(self, message: Message) -> None:
         """After a nack or a return, with a pause; what was returned, to a queue declared anew."""
@@ -88,9 +88,10 @@ class ConfirmedChannel:
         self._io.call(lambda: self._io.ioloop.call_later(AGAIN_S, again))
 
     def answers(self, most_unanswered: int) -> Iterator[tuple[Message, str]]:
-        """(message, answer) as they come, until only so many messages have no answer."""
+        """(message, answer) as they come, until only so many messages have no answer. One that the
+        caller publishes again is waited for again."""
         if most_unanswered < len(self._batch):
-            self._send_batch()
+            self._flush()
         while True:
             yield from self._new_answers()
             if self.unanswered and self._io.error:
@@ -106,7 +107,7 @@ class ConfirmedChannel:
     def _new_answers(self) -> Iterator[tuple[Message, str]]:
         while self._answers:
             message, answer = self._answers.popleft()
-            if message in self.unanswered:
+            if message in self.unanswered:  # else it was given up
                 del self.unanswered[message]
                 if answer != NACK:  # that is no progress: it is sent again
                     self.answered_at = time.monotonic()
@@ -114,7 +115,7 @@ class ConfirmedChannel:
                     self._acked.append(message.id)
                 yield message, answer
 
-    def _send_batch(self) -> None:
+    def _flush(self) -> None:
         self._sent_at = time.monotonic()
         if self._outbox and (self._batch or self._acked):
             self._outbox.write([(message.id, message.body) for message in self._batch],

@@ -84,7 +84,7 @@ class Subscription:
 
     def _channel_opened(self, channel) -> None:
         self.declare(channel)
-        if not self._queue:  # "" is the queue declared last, with a name that the broker gives
+        if not self._queue:  # --ephemeral: "" declares a new queue, and means it from then on
             channel.queue_declare("", exclusive=True)
         self._bind(channel)
         channel.add_on_cancel_callback(lambda _: self.link.restart(
@@ -108,7 +108,7 @@ class Subscription:
         attempt = attempt_of(properties.headers) if properties.headers else 1
         self.inbox.append(Delivery(channel, method.delivery_tag, method.redelivered, properties,
                                    body, str(properties.message_id or ""), attempt))
-        if not self._arrived.is_set():
+        if not self._arrived.is_set():  # set() takes a lock
             self._arrived.set()
 
     def ack(self, deliveries: list[Delivery], multiple: bool) -> None:
@@ -120,11 +120,12 @@ class Subscription:
     def _cancel(self) -> None:
         """A nack, as RabbitMQ 4.3 counts a closed channel as a failure (docs/facts.md, broker 5);
         cancel first, as acks may get lost right before a close (docs/facts.md, broker 26)."""
+        channel = self.link.channel
+
         def cancelled(_) -> None:
-            channel.basic_nack(0, multiple=True, requeue=True)
+            channel.basic_nack(0, multiple=True, requeue=True)  # 0: all that have no ack
             self._cancelled.set()
 
-        channel = self.link.channel
         if channel and channel.consumer_tags:
             channel.basic_cancel(channel.consumer_tags[0], callback=cancelled)
         else:

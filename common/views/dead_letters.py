@@ -108,7 +108,7 @@ class DeadLetters:
                 if refusal.reply_code != 405:  # RESOURCE_LOCKED
                     raise
             if not self._wait:
-                return self
+                return self  # its channel is closed: there are none to see
             if tries == 10:
                 console.print_line("Otra terminal está con los mensajes fallidos: se espera a que"
                                    " termine.", "warn")
@@ -140,11 +140,12 @@ class DeadLetters:
         if not self._channel.is_open:  # no turn
             return
         started_at, later = now(), 0
-        start, moment = self._look(), time.monotonic()
+        at_start, quiet_since = self._look(), time.monotonic()
         self._channel.basic_qos(prefetch_count=WINDOW)
         while True:
             if self._held >= WINDOW * len(self._channel.consumer_tags):
-                self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)  # one more
+                # the first, and one more when all have what they may hold
+                self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
             self._write_acks()
             self._connection.process_data_events(0.05)
             while self._inbox:
@@ -153,14 +154,14 @@ class DeadLetters:
                     self.later += 1
                 else:
                     yield found
-                    moment = time.monotonic()
-            alone = self._received >= start.message_count and not start.consumer_count
-            if time.monotonic() > moment + (ALONE_PATIENCE_S if alone else PATIENCE_S):
+                    quiet_since = time.monotonic()
+            alone = self._received >= at_start.message_count and not at_start.consumer_count
+            if time.monotonic() > quiet_since + (ALONE_PATIENCE_S if alone else PATIENCE_S):
                 ready = self._look().message_count
                 self._connection.process_data_events(0)  # what came before the answer
                 if not self._inbox and (self.later > later or not ready):
-                    return
-                moment, later = time.monotonic(), self.later
+                    return  # only new ones come, or none
+                quiet_since, later = time.monotonic(), self.later
 
     def _write_acks(self) -> None:
         with one_write(self._connection):
