@@ -40,11 +40,11 @@ def replay(dead_letters, options):
     """Publish each to its source queue; after the confirm, ack the original."""
     edited = exported.read(Path(options.file)) if options.file else None
     outcomes, replayed, hopeless = Outcomes(), set(), 0
-    copies: dict = {}  # the message without an answer -> its dead letter
+    copies: dict = {}  # id() of a copy's properties -> its dead letter
 
     def settle(most_unanswered):
         for message, answer in channel.answers(most_unanswered):
-            found = copies.pop(message)
+            found = copies.pop(id(message.properties))
             if answer == ACK:
                 dead_letters.basic_ack(found)
             outcomes.add(found, ANSWERS.get(answer, "refused"))
@@ -52,6 +52,7 @@ def replay(dead_letters, options):
     with ConfirmedChannel(options.settings, GIVE_UP_S,
                           declare=lambda _: None) as channel:
         channel.confirm_delivery()
+        dead_letters.on_idle = lambda: settle(0)
         try:
             for found in chosen(dead_letters, options, edited):
                 key = found.message_id, found.source_queue, found.replays
@@ -69,11 +70,11 @@ def replay(dead_letters, options):
                 if outcome:
                     outcomes.add(found, outcome)
                     continue
-                message = channel.basic_publish(
+                properties = copied_properties(found.properties, headers)
+                copies[id(properties)] = found
+                channel.basic_publish(
                     exchange="", routing_key=found.source_queue, body=body,
-                    properties=copied_properties(found.properties, headers),
-                    mandatory=True)
-                copies[message] = found
+                    properties=properties, mandatory=True)
                 settle(0 if options.rate else WINDOW - 1)
         finally:
             settle(0)

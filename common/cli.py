@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -76,11 +77,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         """The flags, with the settings as .settings. A typographic dash or quote, from a word
         processor or a chat, gets a sentence of its own."""
-        for word in sys.argv[1:] if args is None else args:
+        for word in filter(None, sys.argv[1:] if args is None else args):
+            first, last = unicodedata.category(word[0]), unicodedata.category(word[-1])
             flag = "--" + re.sub(r"^\W+", "", word).partition("=")[0]
-            if re.match("-[^-]|[\u2010-\u2015]", word) and flag in self.format_help().split():
+            if first == "Pd" and word[:2] != "--" and flag in self.format_help().split():
                 self.error(f"{word} se escribe {flag}, con dos guiones cortos")
-            if {word[:1], word[-1:]} & set("«»“”\u2018\u2019"):
+            if {first, last} & {"Pi", "Pf"}:
                 self.error(f"{word} lleva comillas tipográficas: escríbelas rectas, como \"Juan\"")
         given = super().parse_args(args, namespace)
         given.settings = config.load(vars(given))

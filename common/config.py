@@ -37,8 +37,10 @@ ADVICE = {  # what to write instead of a value that is not valid
                     " ejemplo: 5,30,120",
     "STATE_DIR": "escribe el nombre de una carpeta; ejemplo: .state",
     "QUEUE_TYPE": "escribe quorum o classic",
-    "RABBITMQ_CA_FILE": "escribe un archivo con certificados en formato PEM; ejemplo: ca.pem",
-    "RABBITMQ_MANAGEMENT_URL": "escribe http:// o https://servidor:puerto, sin usuario",
+    "RABBITMQ_CA_FILE": "escribe un archivo, que se pueda leer, con certificados en formato PEM;"
+                        " ejemplo: ca.pem",
+    "RABBITMQ_MANAGEMENT_URL": "escribe http:// o https://servidor:puerto, sin usuario; ejemplo:"
+                               " http://127.0.0.1:15672",
     "SMTP_URL": f"escribe smtp:// o smtps://usuario:contraseña@servidor:puerto, {_ENCODED}, o sin"
                 " usuario ni contraseña; ejemplo: smtp://127.0.0.1:1025",
 }
@@ -77,7 +79,8 @@ def load(flags: dict[str, str | None] | None = None) -> Settings:
         try:
             return parse(values[name])
         except (ValueError, OSError, RuntimeError):  # SSLError is an OSError; RuntimeError: ~user
-            shown = "" if name.endswith("URL") else f"={masked(values[name])[:150]!r}"
+            plain = name in ("RETRY_DELAYS", "QUEUE_TYPE") and "@" not in values[name]
+            shown = f"={values[name][:60]!r}" * plain  # a URL given by mistake has a password
             raise ConfigError(f"{name}{shown} no vale: {ADVICE[name]}.") from None
 
     return Settings(
@@ -118,13 +121,14 @@ def _dotenv() -> dict[str, str]:
         if alike := get_close_matches(name.upper(), DEFAULTS, n=1, cutoff=0.8):
             raise ConfigError(f"El archivo .env tiene {name}, que no es un ajuste del kit: ¿querías"
                               f" escribir {alike[0]}? Corrígelo o borra la línea.")
-        print(f"Aviso: {name}, en .env, no es un ajuste del kit y no se usa.", file=sys.stderr)
+        shown = name if name.isidentifier() else "una línea"  # a URL has a password
+        print(f"Aviso: {shown}, en .env, no es un ajuste del kit y no se usa.", file=sys.stderr)
     return {name: value for name, value in values.items() if value}
 
 
 def _urls(text: str) -> tuple[str, ...]:
-    """pika's own errors quote a part of the password (docs/facts.md, pika 6)."""
-    urls = tuple(part.strip() for part in text.strip(" ,").split(","))
+    """Checked here, as pika's errors quote a part of the password (docs/facts.md, pika 6)."""
+    urls = tuple(part.strip() for part in text.split(",") if part.strip()) or ("",)
     for url in urls:
         server = _server(url, AMQP_PORTS)
         vhost = server.path[1:]
@@ -143,7 +147,7 @@ def _smtp_url(text: str) -> str:
 
 
 def _management_url(text: str) -> str:
-    if text and _server(text, ("http", "https")).username is not None:
+    if text and ("@" in text or not _server(text, ("http", "https"))):
         raise ValueError(text)
     return text.rstrip("/")
 
@@ -152,8 +156,8 @@ def _server(url: str, schemes: Collection[str]) -> SplitResult:
     """The parts of a URL that names a server and has no options. Raises ValueError."""
     parts = urlsplit(url)
     if (parts.scheme not in schemes or not parts.hostname or parts.port == 0
-            or (not parts.username) != (not parts.password) or parts.query or parts.fragment
-            or " " in url or not url.isprintable()):
+            or parts.username == "" or (not parts.username) != (not parts.password)
+            or parts.query or parts.fragment or " " in url or not url.isprintable()):
         raise ValueError(url)
     parts.hostname.encode("idna")
     return parts

@@ -61,14 +61,14 @@ class Publisher:
         self._pump()
 
     def send_again(self, message: Message) -> None:
-        if message.answer == RETURN and self._channel:
+        if message.answer == RETURN and self._channel and self.link.channel:
             self.link.print_line(f"La cola {message.routing_key} no está: se declara de nuevo.",
                                  "warn")
             self._declare(self._channel)
         self.send([message])
 
     def _pump(self) -> None:
-        if not self._channel or not self._waiting:
+        if not self._waiting or not self._channel or not self.link.channel:  # none, or closing
             return
         with one_write(self._channel.connection):
             while self._waiting and len(self._by_tag) < WINDOW:
@@ -130,7 +130,7 @@ class Publisher:
     def _watch(self, channel) -> None:
         """A broker that is silent gets a new connection; an alarm is no silence."""
         if self.link.blocked:
-            self.link.healthy()  # from now on what _is_late() counts
+            self.link.connected_at = time.monotonic()  # what _is_late() counts from
         elif any(self._is_late(message) for message in self._by_tag.values()):
             self.link.restart(f"el broker no confirmó en {CONFIRM_TIMEOUT_S} s")
         if channel is self._channel:

@@ -91,11 +91,12 @@ class IoThread(threading.Thread):
         self.call = self.ioloop.add_callback_threadsafe
         self.error: Exception | None = None  # no reconnecting helps; for the main thread
         self.links: list[Link] = []
+        self._stopped = False
 
     def run(self) -> None:
-        while True:
+        while not self._stopped:
             try:
-                return self.ioloop.start()  # until its stop()
+                self.ioloop.start()
             except Exception as error:  # from within pika (docs/facts.md, pika 9)
                 for link in self.links:
                     link.restart(describe(error))
@@ -108,6 +109,7 @@ class IoThread(threading.Thread):
     def _close(self, deadline: float) -> None:
         closed = [link.close() for link in self.links]
         if all(closed) or time.monotonic() > deadline:
+            self._stopped = True
             self.ioloop.stop()
         else:
             self.ioloop.call_later(0.02, lambda: self._close(deadline))
@@ -197,7 +199,7 @@ class Link:
 
     def restart(self, words: str) -> None:
         """Give this connection up for a new one, after a pause; `words` says why."""
-        if self._closed or not self._url:
+        if self._closed or not self._url:  # never opened
             return
         connection, self._connection, self.channel = self._connection, None, None
         self.blocked = False

@@ -23,8 +23,7 @@ _ADVICE = {
     "unable to open database": "no se puede abrir: revisa los permisos de la carpeta",
     "disk i/o error": "el disco falló: revísalo",
     "is locked": "otro programa lo tiene bloqueado: ciérralo",
-    "no transaction is active":
-        "el trabajo de un evento deshizo la transacción: quita de él OR ROLLBACK",
+    "undone by a handler": "el trabajo de un evento deshizo la transacción: quítale OR ROLLBACK",
 }
 
 

@@ -71,7 +71,7 @@ def dead_lettering(queue: str) -> dict:
 
 
 def _typed(settings: Settings, arguments: dict, of_quorum: dict) -> dict:
-    """The same queue as a quorum or a classic one, which has no arguments of_quorum."""
+    """A quorum queue, or a classic one, which knows neither of_quorum nor a leader."""
     if settings.queue_type == "classic":
         return {"x-queue-type": "classic", **arguments}
     return {"x-queue-type": "quorum", "x-queue-leader-locator": "balanced",

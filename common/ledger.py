@@ -26,8 +26,7 @@ class Ledger:
         self.path = state_dir / f"{consumer}.db" if state_dir else Path(":memory:")
         self._stop_wanted, self._in_handler, self._began_at = stop_wanted, False, 0.0
         self.db = open_database(self.path, TABLE + tables, stop_wanted)
-        # SQLite asks when it compiles a statement, not when Python finds it in its cache: the kit's
-        # COMMIT has a text of its own, so that no handler finds it there.
+        # Asked when a statement is compiled; the kit's COMMIT, in Python's cache, has its own text.
         self.db.set_authorizer(lambda action, *_: (
             sqlite3.SQLITE_DENY if self._in_handler and action in _DENIED else sqlite3.SQLITE_OK))
 
@@ -35,13 +34,14 @@ class Ledger:
         """Begin a transaction, if none is open. Raises if SQLite undid the last one."""
         if not self.db.in_transaction:
             if self._began_at:  # SQLite may undo it after an error
-                raise problem(self.path, error or sqlite3.Error("no transaction is active"))
+                raise problem(self.path, error or sqlite3.Error("undone by a handler"))
             self.execute("BEGIN IMMEDIATE")
             self._began_at = time.monotonic()
 
     def commit(self) -> None:
         if self._began_at:
-            self.execute("COMMIT /* kit */")  # raises if it is undone
+            self.begin()  # raises if it is undone
+            self.execute("COMMIT /* kit */")
             if time.monotonic() - self._began_at > 0.2:  # the others get their turn
                 time.sleep(LOCK_POLL_S / 2)
             self._began_at = 0.0

@@ -69,17 +69,14 @@ class ConfirmedChannel:
         self._io.call(self._publisher.link.open)
 
     def basic_publish(self, exchange: str, routing_key: str, body: bytes,
-                      properties: pika.BasicProperties, mandatory: bool) -> Message:
-        """Take it into the batch, which goes out when it is full or due. Returns the message."""
+                      properties: pika.BasicProperties, mandatory: bool) -> None:
+        """Take it into the batch, which goes out when it is full or due."""
         message = Message(str(properties.message_id), exchange, routing_key, body, properties,
                           mandatory)
-        if not self.unanswered:  # until now no answer was waited for
-            self.answered_at = time.monotonic()
         self.unanswered[message] = None
         self._batch.append(message)
         if len(self._batch) >= BATCH or time.monotonic() - self._sent_at > BATCH_S:
             self._flush()
-        return message
 
     def publish_again(self, message: Message) -> None:
         """After a nack or a return, with a pause; what was returned, to a queue declared anew."""
@@ -96,7 +93,7 @@ class ConfirmedChannel:
             yield from self._new_answers()
             if self.unanswered and self._io.error:
                 raise self._io.error
-            if self.unanswered and self._give_up():
+            if len(self.unanswered) > len(self._batch) and self._give_up():
                 self._answers.extend((message, TIMEOUT) for message in self.unanswered)
             elif len(self.unanswered) <= most_unanswered:
                 return
@@ -117,6 +114,8 @@ class ConfirmedChannel:
 
     def _flush(self) -> None:
         self._sent_at = time.monotonic()
+        if len(self.unanswered) == len(self._batch):  # until now no answer was waited for
+            self.answered_at = self._sent_at
         if self._outbox and (self._batch or self._acked):
             self._outbox.write([(message.id, message.body) for message in self._batch],
                                self._acked)

@@ -24,7 +24,7 @@ CANCEL_TIMEOUT_S = 2
 
 @dataclass(slots=True)
 class Delivery:
-    """A message as it arrived. The verbs of common/consuming.py set what follows `attempt`: what
+    """A message as it arrived. common/consuming.py sets event_id, as the body has it, and then what
     became of it, the line to print, why it failed, (queue, properties) of its copy."""
 
     channel: Any
@@ -45,7 +45,7 @@ class Subscription:
 
     def __init__(self, io: IoThread, settings: Settings, consumer: str):
         self.inbox: deque[Delivery] = deque()
-        # What came on a lost connection comes again.
+        # Emptied then, as what came on a lost connection comes again.
         self.link = Link(io, settings, self._channel_opened, on_lost=self.inbox.clear)
         self._io, self._consumer, self._settings = io, consumer, settings
         self.declarations: list[Callable] = []

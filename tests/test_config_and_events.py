@@ -125,6 +125,7 @@ def test_several_urls_form_one_cluster():
 
 
 URLS = [
+    ",", "amqp://@h",
     "localhost", "guest", f"http://g:{SECRET}@h/", f"amqp:g:{SECRET}@h", f"amqp//g:{SECRET}@h",
     f"Amqps//g:{SECRET}@h", "amqp://", f"amqp://g:{SECRET}@", f"amqp://g:{SECRET}@:5672/",
     f"amqp://g:{SECRET}@h:0", f"amqp://g:{SECRET}@h:65536",
@@ -145,7 +146,9 @@ SETTINGS = [
                                               "5,,3", "5;30", ",", " ", "٣e9", ",".join("1" * 21),
                                               "9" * 5000, "\x1b[31m", "5\n\udcff", "0.0009")),
     *(("QUEUE_TYPE", kind) for kind in ("Quorum", "stream", "\x1b[31m\n", "x" * 5000)),
-    ("STATE_DIR", "a\0b"),
+    ("STATE_DIR", "a\0b"), ("RABBITMQ_CA_FILE", f"amqp://g:{SECRET} x@h"),
+    *(("RABBITMQ_MANAGEMENT_URL", url) for url in ("h", "http://", f"http://g:{SECRET}@h",
+                                                   f"http://g:12/{SECRET}@h")),
     *(("SMTP_URL", url) for url in ("localhost:1025", "http://h", "smtp://", f"smtp://g:{SECRET}@",
                                     "smtp://g@h", f"smtp://:{SECRET}@h", f"smtp://g:{SECRET}@h:0",
                                     f"smtp://g:{SECRET}@h:x", f"smtp://g:{SECRET}@h:65536",

@@ -447,7 +447,7 @@ def test_a_replay_includes_what_another_consumer_held_at_its_start(kit):
     with kit.channel() as channel:
         hold(kit, channel, 8)
         running = start_patiently(kit, "--replay", "--json")
-        wait_until(lambda: kit.depth(DLQ) == 0, "it to hold the two ready messages")
+        wait_until(lambda: len(running.out) == 2, "the two ready messages", running.text)
     assert running.end() == 0
     assert Counter(ids(running)) == Counter(made)
     assert (kit.depth(DLQ), kit.depth("email_queue")) == (0, 10)

@@ -7,12 +7,14 @@ import signal
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
-from common import exchange
+from common import cli, exchange
 from common.config import load
-from common.views import flow
+from common.views import flow, live
 from common.views.status import Found
 from tests.conftest import ROOT, wait_until
 
@@ -22,6 +24,25 @@ SETUP = "setup_queues.py"
 def found(depths: dict[str, int]) -> list[Found]:
     first, *rest = exchange.topology(load({"RETRY_DELAYS": "5,30,120"}))
     return [Found(queue, depths.get(queue.name, 0), 0) for queue in (*rest, first)]
+
+
+def test_a_view_pauses_after_a_look_however_long_that_took(monkeypatch):
+    """So that other terminals get their turn."""
+    clock, looks = [100.0], []
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def look(_connection) -> float:
+        looks.append(clock[0])
+        sleep(20)
+        return 5
+
+    monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(live, "connect", lambda _: nullcontext(SimpleNamespace(sleep=sleep)))
+    monkeypatch.setattr(cli, "stop_on_signals", lambda *_, **__: None)  # those of pytest stay
+    live.keep_looking(SimpleNamespace(settings=None, look=look, done=lambda: len(looks) == 2))
+    assert looks[1] - looks[0] == pytest.approx(25, abs=0.3)
 
 
 # ---------------------------------------------------------------- the time to the next return

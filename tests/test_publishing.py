@@ -381,6 +381,22 @@ def test_an_ack_that_comes_while_the_connection_closes_counts(broker, monkeypatc
     assert channel.late == {ACK: 1} and not channel.unanswered
 
 
+def test_a_message_is_not_given_up_before_it_was_sent(broker, monkeypatch):
+    channel = ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}), timeout_s=60,
+                               declare=lambda _: None, io=broker.io)
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    broker.answer(Ack, 1)
+    assert answers(channel, 0) == [("1", ACK)]
+    monkeypatch.setattr(publishing, "BATCH", 2)
+    monkeypatch.setattr(publishing, "BATCH_S", 1e9)  # the next message waits in its batch
+    publish(channel, 2)
+    channel.answered_at -= 1000  # for so long
+    assert answers(channel, 1) == []
+    threading.Thread(target=lambda: (broker.wait_for([b"1", b"2"]), broker.answer(Ack, 2))).start()
+    assert answers(channel, 0) == [("2", ACK)]
+
+
 def test_a_message_that_was_given_up_is_not_sent_by_a_later_connection(broker):
     given_up = threading.Event()
     channel = ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}),

@@ -8,7 +8,7 @@ import base64
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from datetime import datetime
 from functools import cached_property
@@ -23,6 +23,7 @@ from common.patches import one_write
 from common.retry import attempt_of, journey_of, replays_of
 
 WINDOW = 5000  # messages that wait to be read, at most; a consumer's prefetch has 16 bits
+POLL_S = 0.05
 PATIENCE_S = 2  # for what another consumer holds: it may return
 ALONE_PATIENCE_S = 0.3  # when there is no other
 TURN = "dead_letter_queue.turn"  # exclusive: who declares it looks, the others wait
@@ -87,11 +88,13 @@ class DeadLetters:
     an ack return at its end.
 
     wait: for another terminal that looks at them now; without it, there are none to see then.
+    on_idle(): called when none has come for a moment.
     later: how many died after the start, perhaps of a replay just made. They are left alone.
     """
 
     def __init__(self, connection, settings: Settings, wait: bool = True):
         self._connection, self._settings, self._wait, self.later = connection, settings, wait, 0
+        self.on_idle: Callable = lambda: None
         self._inbox: deque[DeadLetter] = deque()
         self._received = self._held = 0  # held: those of them that have no ack
         self._acked: list[int] = []  # tags; not written yet
@@ -147,7 +150,9 @@ class DeadLetters:
                 # the first, and one more when all have what they may hold
                 self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
             self._write_acks()
-            self._connection.process_data_events(0.05)
+            self._connection.process_data_events(POLL_S)
+            if not self._inbox:
+                self.on_idle()
             while self._inbox:
                 found = self._inbox.popleft()
                 if started_at < found.failed_at <= now():

@@ -38,7 +38,8 @@ def keep_looking(view) -> None:
                 failures, connected, look_at = 0, True, 0.0
                 while not view.done():
                     if time.monotonic() > look_at:
-                        look_at = time.monotonic() + view.look(connection)
+                        pause_s = view.look(connection)
+                        look_at = time.monotonic() + pause_s
                     connection.sleep(POLL_S / 10)  # short, so that Ctrl-C is noticed
         except BrokerUnavailable as error:
             if failures == 0:
