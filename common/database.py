@@ -23,7 +23,8 @@ _ADVICE = {
     "unable to open database": "no se puede abrir: revisa los permisos de la carpeta",
     "disk i/o error": "el disco falló: revísalo",
     "is locked": "otro programa lo tiene bloqueado: ciérralo",
-    "undone by a handler": "el trabajo de un evento deshizo la transacción: quítale OR ROLLBACK",
+    "(undone)": "el trabajo de un evento deshizo la transacción: quita de él OR ROLLBACK",
+    "statements in progress": "el trabajo de un evento dejó un RETURNING sin leer: usa fetchall()",
 }
 
 

@@ -34,7 +34,7 @@ class Ledger:
         """Begin a transaction, if none is open. Raises if SQLite undid the last one."""
         if not self.db.in_transaction:
             if self._began_at:  # SQLite may undo it after an error
-                raise problem(self.path, error or sqlite3.Error("undone by a handler"))
+                raise problem(self.path, error or sqlite3.Error("(undone)"))
             self.execute("BEGIN IMMEDIATE")
             self._began_at = time.monotonic()
 

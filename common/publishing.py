@@ -60,9 +60,11 @@ class ConfirmedChannel:
 
     def __exit__(self, *_) -> None:
         """Take the last answers, counted in `late`; what has no ack stays in the outbox."""
-        self._io.stop(CLOSE_TIMEOUT_S)
-        self.late = Counter(answer for _, answer in self._new_answers())
-        self._flush()  # to the outbox only: the I/O thread has ended
+        try:
+            self._io.stop(CLOSE_TIMEOUT_S)
+        finally:  # also at a second Ctrl-C
+            self.late = Counter(answer for _, answer in self._new_answers())
+            self._flush()  # to the outbox only: the I/O thread has ended
 
     def confirm_delivery(self) -> None:
         """Open the channel; the broker answers for each message on it."""

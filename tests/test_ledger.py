@@ -165,6 +165,13 @@ def test_an_sql_error_in_a_handler_is_an_ordinary_error(ledger):
         ledger.once(new_event(), lambda event, db: db.execute("INSERT INTO no_table VALUES (1)"))
 
 
+def test_a_handler_that_left_a_returning_unread_is_told_to_read_it(ledger):
+    kept = []
+    with pytest.raises(StateError, match="usa fetchall"):
+        ledger.once(new_event(), lambda event, db: kept.append(db.execute(
+            "INSERT INTO points VALUES (?, 100) RETURNING points", (event.id,))))
+
+
 def test_a_handler_that_returns_nothing_is_no_duplicate(ledger):
     event = new_event()
     lines = [ledger.once(event, lambda event, db: None) for _ in range(2)]

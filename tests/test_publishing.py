@@ -13,6 +13,7 @@ from pika.exceptions import StreamLostError
 
 from common import config, confirms, connection, publishing
 from common.confirms import ACK, NACK, RETURN, TIMEOUT
+from common.outbox import Outbox
 from common.publishing import ConfirmedChannel
 from tests.conftest import wait_until
 
@@ -379,6 +380,29 @@ def test_an_ack_that_comes_while_the_connection_closes_counts(broker, monkeypatc
         publish(channel, 1)
         broker.wait_for([b"1"])
     assert channel.late == {ACK: 1} and not channel.unanswered
+
+
+def test_a_second_ctrl_c_leaves_the_last_batch_and_the_last_answers_in_the_outbox(
+        broker, monkeypatch, tmp_path):
+    def interrupted(_timeout_s) -> None:
+        broker.answer(Ack, 1)
+        raise KeyboardInterrupt
+
+    outbox = Outbox(tmp_path)
+    channel = ConfirmedChannel(config.load({"RABBITMQ_URL": "amqp://h"}), 9, outbox,
+                               declare=lambda _: None, io=broker.io)
+    publish(channel, 1)
+    broker.wait_for([b"1"])
+    assert outbox.count() == 1
+    monkeypatch.setattr(publishing, "BATCH", 2)
+    monkeypatch.setattr(publishing, "BATCH_S", 1e9)  # the next message waits in its batch
+    publish(channel, 2)
+    with monkeypatch.context() as stopping:
+        stopping.setattr(broker.io, "stop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            channel.__exit__()
+    assert channel.late == {ACK: 1}
+    assert outbox.db.execute("SELECT event_id FROM unconfirmed").fetchall() == [("2",)]
 
 
 def test_a_message_is_not_given_up_before_it_was_sent(broker, monkeypatch):
