@@ -15,6 +15,7 @@
 import itertools
 import os
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -55,13 +56,13 @@ def replay(dead_letters, options):
         dead_letters.on_idle = lambda: settle(0)
         try:
             for found in chosen(dead_letters, options, edited):
+                headers, body = replay_headers(found.headers), found.body
+                if edited is not None:
+                    body = edited.pop(exported.key_of(found))
                 key = found.message_id, found.source_queue, found.replays
                 if key in replayed:
                     continue  # its replay failed already (a clock is late)
                 replayed.add((*key[:2], found.replays + 1))
-                headers, body = replay_headers(found.headers), found.body
-                if edited is not None:
-                    body = edited.pop(exported.key_of(found))
                 if body != found.body:
                     headers[EDITED] = now()
                 outcome = why_not(found, options)
@@ -77,7 +78,9 @@ def replay(dead_letters, options):
                     properties=properties, mandatory=True)
                 settle(0 if options.rate else WINDOW - 1)
         finally:
-            settle(0)
+            while channel.unanswered:  # an output that is gone stops no ack
+                with suppress(console.OutputError):
+                    settle(0)
     for key in edited or ():  # what is left in it was not found
         outcomes.add(key, "gone")
     code = outcomes.close(dead_letters.later)
@@ -99,11 +102,11 @@ def why_not(found, options):
 def discard(dead_letters, options, asked=None):
     """Ack without a copy; only what the question was about."""
     outcomes = Outcomes()
-    for found in chosen(dead_letters, options):
+    for found in chosen(dead_letters, options, every=asked is not None):
         if asked is not None:
             asked[found.digest] -= 1
             if asked[found.digest] < 0:
-                dead_letters.later += 1  # after the question
+                dead_letters.later += not options.limit  # after the question
                 continue
         if not options.dry_run:
             dead_letters.basic_ack(found)
@@ -123,12 +126,13 @@ def question(options):
     return asked
 
 
-def chosen(dead_letters, options, keys=None):
-    """Those that the flags choose; with `keys`, no others than these."""
+def chosen(dead_letters, options, keys=None, every=False):
+    """Those that the flags choose, every one or --limit of them; with `keys`,
+    no others than these."""
     there = (found for found in dead_letters if wanted(found, options)
              and (keys is None or exported.key_of(found) in keys))
-    return cli.paced(itertools.islice(there, options.limit), options.rate,
-                     dead_letters.sleep)
+    limited = itertools.islice(there, None if every else options.limit)
+    return cli.paced(limited, options.rate, dead_letters.sleep)
 
 
 def wanted(found, options):
@@ -186,6 +190,7 @@ def main(argv=None):
         act = partial(discard, asked=question(options))
     with (connect(options.settings) as connection,
           DeadLetters(connection, options.settings) as dead_letters):
+        cli.stop_on_signals(dead_letters)
         return act(dead_letters, options)
 
 

@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pika
 import pytest
@@ -442,6 +444,31 @@ def test_ctrl_c_in_the_midst_of_a_replay_takes_the_answers_under_way(kit, monkey
     assert kit.depth("email_queue") == 10
 
 
+def test_ctrl_c_while_pika_works_ends_a_replay_with_130_and_sends_nothing_twice(kit, monkeypatch):
+    def interrupted(*arguments):
+        if next(calls) == 5:
+            signal.raise_signal(signal.SIGINT)
+        on_message(*arguments)
+
+    for _ in range(20):
+        dead_letter(kit)
+    on_message, calls = dead_letters.DeadLetters._on_message, itertools.count(1)
+    monkeypatch.setattr(dead_letters.DeadLetters, "_on_message", interrupted)
+    assert kit.call(SCRIPT, "--replay").returncode == 130
+    kit.wait_for_depth(DLQ, 20 - kit.depth("email_queue"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
+def test_a_replay_whose_output_is_gone_removes_all_that_it_sent(kit):
+    for _ in range(20):
+        dead_letter(kit)
+    with Path("/dev/full").open("w") as full:
+        assert kit.run(SCRIPT, "--replay", stdout=full).returncode == 78
+    sent = kit.depth("email_queue")
+    assert sent
+    kit.wait_for_depth(DLQ, 20 - sent)
+
+
 def test_a_replay_includes_what_another_consumer_held_at_its_start(kit):
     made = [dead_letter(kit) for _ in range(10)]
     with kit.channel() as channel:
@@ -527,6 +554,14 @@ def test_a_discard_asks_and_no_answer_means_no(kit):
     result = kit.call(SCRIPT, "--discard", "--limit", "1", typed="s\n")
     assert result.returncode == 0 and "¿Borrarlos?" in result.stdout
     assert kit.depth(DLQ) == 0
+
+
+def test_a_discard_with_a_limit_deletes_those_of_the_question_in_whatever_order_they_return(kit):
+    made = {dead_letter(kit) for _ in range(60)}
+    result = kit.call_ok(SCRIPT, "--discard", "--limit", "5", typed="s\n")
+    assert result.stdout.splitlines()[-1] == "mensajes fallidos: 5 · borrado: 5"
+    kit.wait_for_depth(DLQ, 55)
+    assert {properties.message_id for properties, _ in kit.messages(DLQ)} < made
 
 
 def test_a_discard_with_yes_does_not_ask(kit):

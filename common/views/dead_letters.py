@@ -95,6 +95,7 @@ class DeadLetters:
     def __init__(self, connection, settings: Settings, wait: bool = True):
         self._connection, self._settings, self._wait, self.later = connection, settings, wait, 0
         self.on_idle: Callable = lambda: None
+        self.stop_wanted = False  # raises KeyboardInterrupt, but not within pika
         self._inbox: deque[DeadLetter] = deque()
         self._received = self._held = 0  # held: those of them that have no ack
         self._acked: list[int] = []  # tags; not written yet
@@ -136,8 +137,11 @@ class DeadLetters:
             self._write_acks()
 
     def sleep(self, seconds: float) -> None:
-        self._write_acks()
-        self._connection.sleep(seconds)
+        ends_at = time.monotonic() + seconds
+        while (left_s := ends_at - time.monotonic()) > 0:
+            self._check_stop()
+            self._write_acks()
+            self._connection.sleep(min(left_s, 0.2))
 
     def __iter__(self) -> Iterator[DeadLetter]:
         if not self._channel.is_open:  # no turn
@@ -146,6 +150,7 @@ class DeadLetters:
         at_start, quiet_since = self._look(), time.monotonic()
         self._channel.basic_qos(prefetch_count=WINDOW)
         while True:
+            self._check_stop()
             if self._held >= WINDOW * len(self._channel.consumer_tags):
                 # the first, and one more when all have what they may hold
                 self._channel.basic_consume(DEAD_LETTER_QUEUE, self._on_message)
@@ -154,6 +159,7 @@ class DeadLetters:
             if not self._inbox:
                 self.on_idle()
             while self._inbox:
+                self._check_stop()
                 found = self._inbox.popleft()
                 if started_at < found.failed_at <= now():
                     self.later += 1
@@ -167,6 +173,10 @@ class DeadLetters:
                 if not self._inbox and (self.later > later or not ready):
                     return  # only new ones come, or none
                 quiet_since, later = time.monotonic(), self.later
+
+    def _check_stop(self) -> None:
+        if self.stop_wanted:
+            raise KeyboardInterrupt
 
     def _write_acks(self) -> None:
         with one_write(self._connection):
