@@ -106,7 +106,8 @@ def discard(dead_letters, options, asked=None):
         if asked is not None:
             asked[found.digest] -= 1
             if asked[found.digest] < 0:
-                dead_letters.later += not options.limit  # after the question
+                if not options.limit:  # with it, others were there before too
+                    dead_letters.later += 1  # after the question
                 continue
         if not options.dry_run:
             dead_letters.basic_ack(found)

@@ -22,7 +22,7 @@ from common.views.management import Management
 
 
 def declare(channel, settings):
-    """exchange.declare(), written out; each argument: docs/topologia.md."""
+    """The whole topology, as exchange.declare(); why so: docs/topologia.md."""
     channel.exchange_declare(
         exchange=EXCHANGE, exchange_type="fanout", durable=True)
     channel.queue_declare(queue=DEAD_LETTER_QUEUE, durable=True,

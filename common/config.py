@@ -67,7 +67,8 @@ class Settings:
 
 
 def load(flags: dict[str, str | None] | None = None) -> Settings:
-    """`flags`: a setting's name -> its value on the command line. Raises ConfigError."""
+    """flags: of the command line, by name; those that are no settings do not count. Raises
+    ConfigError."""
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     for name in ("STATE_DIR", "RABBITMQ_CA_FILE"):
         if given.get(name, "")[:1] not in ("", "~"):  # relative to the folder of the shell

@@ -143,7 +143,7 @@ class Consumer:
                             attempts=len(self.settings.retry_delays) + 1)
         if before:
             self.finish()
-            if delivery.channel is not self._subscription.link.channel:  # finish() drops it
+            if not self._subscription.is_current(delivery):  # then the next finish() drops it
                 raise ConnectionError("se perdió el canal: el evento llegará otra vez")
             if not self.ledger.is_done(event.id):
                 before(event)
@@ -194,7 +194,7 @@ class Consumer:
         for delivery in batch:
             if not delivery.copy:
                 done.append(delivery)
-            elif delivery.channel is self._subscription.link.channel:  # else lost: it comes again
+            elif self._subscription.is_current(delivery):  # else it comes again
                 self._failed.append(delivery)
             if delivery.redelivered:
                 crash_loop.forget(self.ledger, delivery.event_id)
@@ -230,7 +230,7 @@ class Consumer:
         """Whether to stop waiting for the copies: the script stops, or the originals come again."""
         if self.stop_wanted and not self._stop_at:
             self._stop_at = time.monotonic() + STOP_TIMEOUT_S
-        return self._failed[0].channel is not self._subscription.link.channel or (
+        return not self._subscription.is_current(self._failed[0]) or (
             self.stop_wanted and time.monotonic() > self._stop_at)
 
     def _step(self, delivery: Delivery, text: str) -> None:

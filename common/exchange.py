@@ -51,7 +51,7 @@ def announcement(settings: Settings) -> str:
 def work_arguments(settings: Settings) -> dict:
     """A consumer's own queue: what the broker gives up on goes to the dead letters."""
     return _typed(settings, dead_lettering(DEAD_LETTER_QUEUE),
-                  {**AT_LEAST_ONCE, "x-delivery-limit": DELIVERY_LIMIT})
+                  AT_LEAST_ONCE | {"x-delivery-limit": DELIVERY_LIMIT})
 
 
 def retry_arguments(settings: Settings, queue: str, delay_s: float) -> dict:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from uuid import UUID
 
 from common.database import LOCK_POLL_S, open_database, problem, wait_longer
 from common.events import Event
@@ -68,7 +67,8 @@ class Ledger:
         return line
 
     def is_done(self, event_id: str) -> bool:
-        return any(self.execute("SELECT 1 FROM done WHERE event_id = ?", UUID(event_id).bytes))
+        key = bytes.fromhex(event_id.replace("-", ""))
+        return any(self.execute("SELECT 1 FROM done WHERE event_id = ?", key))
 
     def forget_old(self) -> None:
         self.execute("DELETE FROM done WHERE done_at < ?", time.time() - KEEP_DAYS * 86_400)

@@ -71,6 +71,10 @@ class Subscription:
         except IndexError:  # none came, or the connection was lost just now
             return None
 
+    def is_current(self, delivery: Delivery) -> bool:
+        """Whether its channel is open: else the broker delivers it again."""
+        return delivery.channel is self.link.channel
+
     def cancel(self) -> None:
         """Stop consuming; what has no ack returns to the queue at once."""
         self._io.call(self._cancel)
