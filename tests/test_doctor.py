@@ -1,10 +1,12 @@
 """kit.py doctor prints one line per check and changes nothing; kit.py broker up starts a broker."""
 
 import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -205,8 +207,9 @@ def test_every_broker_of_the_kit_has_the_user_of_env_example_which_is_the_defaul
 def test_broker_up_without_compose_starts_a_node_that_the_scripts_find(
         server, own_state, docker_without_compose, tmp_path, monkeypatch, capsys):
     login = "espa%C3%B1ol:contrase%C3%B1a%23%20%22"
-    # Its management port is 10,000 higher: among those that no outgoing connection uses.
-    port = next(port for port in iter(free_port, None) if port + 10_000 in node.PORTS)
+    # Its management port is 10,000 higher. Other tests choose neither.
+    port = next(port for port in random.sample(range(6_000, 9_000), 100)
+                if free_port(port) == port and free_port(port + 10_000) == port + 10_000)
     kit = Kit(f"amqp://{login}@127.0.0.1:{port}/%2F", tmp_path / "state")
     monkeypatch.setenv("RABBITMQ_URL", kit.url)
     try:
@@ -237,6 +240,23 @@ def test_a_node_whose_port_is_taken_names_the_port(server, tmp_path, port, use):
               pytest.raises(PortTaken, match=rf"usa el puerto {number} \({use}")):
             own.start()
         assert own.pid is None
+
+
+def test_processes_at_the_same_time_choose_different_ports(tmp_path):
+    program = """if True:
+        import sys
+        from tools.node import PORTS_AT_ONCE, free_port
+        print(*(free_port() for _ in range(PORTS_AT_ONCE + 50)), flush=True)
+        sys.stdin.read()  # until all have chosen
+    """
+    with ExitStack() as running:
+        processes = [running.enter_context(subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, encoding="utf-8")) for _ in range(5)]
+        chosen = [port for process in processes for port in process.stdout.readline().split()]
+        for process in processes:
+            process.stdin.close()
+    assert len(set(chosen)) == len(chosen) == 5 * (node.PORTS_AT_ONCE + 50)
 
 
 def test_a_new_node_chooses_again_if_a_port_is_taken_meanwhile(server, tmp_path, monkeypatch):

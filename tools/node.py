@@ -45,7 +45,7 @@ OTHER_PORTS = 3  # how often a new node chooses again
 ERROR_MARK = re.compile(r"^.*\[error\] (<[\d.]+> )?")
 # Below the range that operating systems use for outgoing connections: no other process takes the
 # node's port between a kill and the next start.
-PORTS = range(20_000, 32_000)
+PORTS, PORTS_AT_ONCE = range(20_000, 32_000), 250
 WINDOWS = os.name == "nt"
 KEPT_NODE = ROOT / ".state" / "broker"  # of `kit.py broker up`
 
@@ -356,12 +356,29 @@ def kill_epmd(port: int) -> None:
 
 
 def free_port(wanted: int | None = None) -> int:
-    """A free TCP port on 127.0.0.1: the wanted one if possible."""
-    candidates = random.sample(PORTS, 100)
-    for port in [wanted, *candidates] if wanted else candidates:
+    """A free TCP port on 127.0.0.1: the wanted one if possible, or one that no other call returns
+    while this process runs: its server may start later."""
+    if wanted and _is_free(wanted):
+        return wanted
+    for port in _own_ports:
         if _is_free(port):
             return port
     raise NodeError("No hay puertos libres en 127.0.0.1.")
+
+
+def _ports_of_this_process() -> Iterator[int]:
+    """Each port once. The process that binds the first one of 250 owns the others of them."""
+    first_ones, bound = PORTS[::PORTS_AT_ONCE], []
+    for first in random.sample(first_ones, len(first_ones)):
+        bound.append(socket.socket())  # until the process ends
+        try:
+            bound[-1].bind(("127.0.0.1", first))
+        except OSError:  # another process owns these
+            continue
+        yield from range(first + 1, first + PORTS_AT_ONCE)
+
+
+_own_ports = _ports_of_this_process()
 
 
 def _is_free(port: int) -> bool:

@@ -19,10 +19,7 @@ TRANSFER_LEADERSHIP = (
 
 class Cluster:
     def __init__(self, folder: Path):
-        chosen: set[int] = set()
-        while len(chosen) < 4:
-            chosen.add(free_port())
-        epmd_port, *ports = chosen
+        epmd_port, *ports = (free_port() for _ in range(4))
         configuration = "cluster_formation.peer_discovery_backend = classic_config\n" + "".join(
             f"cluster_formation.classic_config.nodes.{number} = kit-{port}@localhost\n"
             for number, port in enumerate(ports, 1))
