@@ -275,8 +275,7 @@ class Kit:
         script = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
                   "analytics": "analytics_consumer.py"}[name]
         running = self.start(script, *arguments)
-        wait_until(lambda: self.consumers(f"{name}_queue") > 0, f"{script} to consume",
-                   running.text)
+        running.wait_for("escucha")
         return running
 
     def channel(self):

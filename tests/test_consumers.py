@@ -168,6 +168,7 @@ def test_an_idle_timeout_stops_a_consumer_without_work(kit):
 
 def test_the_idle_timeout_begins_when_the_consumer_listens(kit):
     """A broker that is slow to answer takes nothing from it."""
+    kit.declare()  # new queues may take longer than the timeout
     with closing(Proxy(kit.node.port)) as proxy:
         proxy.held = {"down"}
         behind = kit.using(url=kit.url.replace(str(kit.node.port), str(proxy.port)))
@@ -373,8 +374,9 @@ def test_a_shutdown_finishes_the_current_event_and_requeues_the_others(kit, sign
     kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
                 "--seconds", "3")
     publish(kit, 8)
-    running = kit.start("email_consumer_simple.py")
-    kit.wait_for_depth("email_queue", 0)  # it holds all nine and handles the slow one
+    running = kit.start("email_consumer_simple.py", "--steps")
+    running.wait_for("recibido · ")  # it handles the slow one
+    kit.wait_for_depth("email_queue", 0)  # and holds all nine
     running.process.send_signal(signal_number)
     assert running.end() == 0
     assert "email: procesados 1." in running.out
@@ -406,9 +408,8 @@ def test_a_consumer_that_waits_for_its_file_at_the_start_hears_a_stop(kit):
 def test_a_second_ctrl_c_exits_at_once_and_the_event_stays_in_the_queue(kit):
     kit.call_ok("simulate_fail_publisher.py", "--consumer", "email", "--mode", "slow",
                 "--seconds", "60")
-    running = kit.start("email_consumer_simple.py")
-    kit.wait_for_depth("email_queue", 0)
-    wait_until(lambda: kit.consumers("email_queue") == 1, "the consumer")
+    running = kit.start("email_consumer_simple.py", "--steps")
+    running.wait_for("recibido · ")  # before that, one Ctrl-C would be enough
     running.process.send_signal(signal.SIGINT)
     wait_until(lambda: _handled_interrupts(running), "the first Ctrl-C to be handled")
     running.process.send_signal(signal.SIGINT)

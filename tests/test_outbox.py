@@ -193,7 +193,8 @@ def test_after_ctrl_c_the_account_adds_up_and_names_what_the_outbox_has(kit, out
         channel.queue_declare("full", durable=True, arguments={
             "x-max-length": 50, "x-overflow": "reject-publish"})
         channel.queue_bind("full", "user_events")
-    running = kit.start(PUBLISHER, *USER, "--count", "5000", "--rate", "200")
+    running = kit.start(PUBLISHER, *USER, "--count", "5000", "--rate", "200", "--json")
+    running.wait_for('"confirmed"')  # the other queues may be slower than the full one
     wait_until(lambda: kit.depth("full") == 50 and outbox.count() > 100, "some that are refused",
                running.text)
     assert running.interrupt() == 130

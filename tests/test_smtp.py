@@ -278,7 +278,8 @@ def test_a_rejected_password_does_not_count_as_a_crash(kit, server_replying):
         url = server_replying(AUTH="535 no")
         assert_refused(kit.call(EMAIL, "--limit", "1", "--smtp-url", url), 78,
                        "usuario o la contraseña")
-    assert (kit.depth("email_queue"), kit.depth("dead_letter_queue")) == (1, 0)
+    kit.wait_for_depth("email_queue", 1)
+    assert kit.depth("dead_letter_queue") == 0
 
 
 # ---------------------------------------------------------------- accounts and TLS

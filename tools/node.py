@@ -222,7 +222,7 @@ class Node:
         """Resume the node after `freeze`."""
         self._signal_group(signal.SIGCONT)
 
-    def ctl(self, *args: str, timeout: float = 60) -> str:
+    def ctl(self, *args: str, timeout: float = 120) -> str:
         """Run `rabbitmqctl ARGS` on this node and return its output. Raises NodeError."""
         server = _server()
         command = [str(server.with_name("rabbitmqctl" + server.suffix)), *args]

@@ -183,7 +183,7 @@ def test_an_event_that_fails_one_to_four_times_survives_a_broker_crash(scene):
     for consumer in scene.consumers:
         consumer.wait_for("Conectado de nuevo")
 
-    kit.wait_for_depth(DEAD_LETTER_QUEUE, 9)
+    kit.wait_for_depth(DEAD_LETTER_QUEUE, 9, DRAIN_S)
     queues = {name: [retry_queue(CONSUMERS[name], delay) for delay in kit.settings.retry_delays]
               for name in CONSUMERS}
     for properties, _ in dead_letters(kit):
