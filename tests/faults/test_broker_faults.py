@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from common.exchange import CONSUMERS, retry_queue
 from tests.conftest import Running, wait_until
-from tests.faults.scene import DRAIN_S, ENDLESS, confirmed
+from tests.faults.scene import ENDLESS, confirmed
 
 FROZEN_S = 60
 LOST, RECONNECTED = "Sin conexión con el broker", "Conectado de nuevo"
@@ -54,10 +54,8 @@ def test_a_broker_killed_repeatedly_while_retries_expire_loses_nothing(scene):
     """Every event passes five times through the retry queue of its consumer."""
     scene.kit.delays = "1,1,1,1,1"
     scene.consume()
-    scene.publish_failing("flaky", 600, "--times", "5")
-    for attempt in (2, 3, 4):
-        for consumer in scene.consumers:
-            consumer.wait_for(f"intento {attempt}", count=20, timeout=DRAIN_S)
+    for _ in range(3):  # new ones each time: after a restart the old ones may come 180 s late
+        assert scene.publish_failing("flaky", 200, "--times", "5").end() == 0
         wait_until(lambda: any(scene.kit.depth(retry_queue(queue, 1))
                                for queue in CONSUMERS.values()), "retries")
         with outage(*scene.consumers):

@@ -42,10 +42,11 @@ def begin(stage: Stage) -> None:
         return bool(stage.points or stage.sources)
 
     stage.start()
+    started_at = stage.now
     stage.publish(*(stage.new_event() for _ in range(2)))
     try:
         while not stage.wait(shows, 2, "espera a que el programa consuma"):
-            if stage.now > FIRST_SIGN_S:
+            if stage.now > started_at + FIRST_SIGN_S:
                 raise NeverConsumed
             stage.publish(stage.new_event())  # its own queue, if it has one, did not exist yet
         stage.wait(lambda: _done(stage), 5, "espera los primeros efectos")
