@@ -275,7 +275,7 @@ class Kit:
         script = {"email": "email_consumer_simple.py", "loyalty": "loyalty_consumer_simple.py",
                   "analytics": "analytics_consumer.py"}[name]
         running = self.start(script, *arguments)
-        running.wait_for("escucha")
+        running.wait_for("escucha")  # the broker may still count one that was killed
         return running
 
     def channel(self):

@@ -209,7 +209,7 @@ def test_broker_up_without_compose_starts_a_node_that_the_scripts_find(
     login = "espa%C3%B1ol:contrase%C3%B1a%23%20%22"
     # Its management port is 10,000 higher. Other tests choose neither.
     port = next(port for port in random.sample(range(6_000, 9_000), 100)
-                if free_port(port) == port and free_port(port + 10_000) == port + 10_000)
+                if node._is_free(port) and node._is_free(port + 10_000))
     kit = Kit(f"amqp://{login}@127.0.0.1:{port}/%2F", tmp_path / "state")
     monkeypatch.setenv("RABBITMQ_URL", kit.url)
     try:
@@ -242,7 +242,7 @@ def test_a_node_whose_port_is_taken_names_the_port(server, tmp_path, port, use):
         assert own.pid is None
 
 
-def test_processes_at_the_same_time_choose_different_ports(tmp_path):
+def test_processes_at_the_same_time_choose_different_ports():
     program = """if True:
         import sys
         from tools.node import PORTS_AT_ONCE, free_port

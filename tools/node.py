@@ -45,7 +45,8 @@ OTHER_PORTS = 3  # how often a new node chooses again
 ERROR_MARK = re.compile(r"^.*\[error\] (<[\d.]+> )?")
 # Below the range that operating systems use for outgoing connections: no other process takes the
 # node's port between a kill and the next start.
-PORTS, PORTS_AT_ONCE = range(20_000, 32_000), 250
+PORTS = range(20_000, 32_000)
+PORTS_AT_ONCE = 250  # that a process owns
 WINDOWS = os.name == "nt"
 KEPT_NODE = ROOT / ".state" / "broker"  # of `kit.py broker up`
 
@@ -367,13 +368,13 @@ def free_port(wanted: int | None = None) -> int:
 
 
 def _ports_of_this_process() -> Iterator[int]:
-    """Each port once. The process that binds the first one of 250 owns the others of them."""
-    first_ones, bound = PORTS[::PORTS_AT_ONCE], []
-    for first in random.sample(first_ones, len(first_ones)):
+    """Each port once, PORTS_AT_ONCE at a time: who has bound the first of them owns the others."""
+    blocks, bound = PORTS[::PORTS_AT_ONCE], []
+    for first in random.sample(blocks, len(blocks)):
         bound.append(socket.socket())  # until the process ends
         try:
             bound[-1].bind(("127.0.0.1", first))
-        except OSError:  # another process owns these
+        except OSError:  # another process has
             continue
         yield from range(first + 1, first + PORTS_AT_ONCE)
 

@@ -96,10 +96,7 @@ class Scene:
 
     def consume(self, *names: str) -> list[Running]:
         """Start the named consumers, or all three, and wait until they consume."""
-        started = []
-        for name in names or CONSUMERS:
-            started.append(self.under_fault.start(SCRIPTS[name]))
-            started[-1].wait_for("escucha")  # the broker may still count one that was killed
+        started = [self.under_fault.start_consumer(name) for name in names or CONSUMERS]
         self.consumers += started
         return started
 
